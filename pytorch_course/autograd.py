@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .drawing import GraphBox, GraphDrawing, draw_boxes, summarize_boxes
 
-# %% ../nbs/03_autograd.ipynb #ea640cdb
+# %% ../nbs/03_autograd.ipynb #75373284
 def topological_order(
     root: Hashable,  # where to start: the result of a computation
     inputs_of: Callable[[Hashable], Iterable[Hashable]],  # returns the nodes that a node was computed from
@@ -32,7 +32,7 @@ def topological_order(
             stack.append((child, iter(inputs_of(child))))
     return order
 
-# %% ../nbs/03_autograd.ipynb #392a024e
+# %% ../nbs/03_autograd.ipynb #151dc474
 class BackwardStep(NamedTuple):
     "One use of the chain rule during a backward pass."
 
@@ -123,7 +123,7 @@ def _check_power(base, exponent):
     if (base < 0 and exponent % 1) or (base == 0 and exponent < 1 and exponent != 0):
         raise ValueError(f"{base:g} ** {exponent:g} has no real, finite slope: keep the base above 0")
 
-# %% ../nbs/03_autograd.ipynb #080e47ee
+# %% ../nbs/03_autograd.ipynb #67c4256d
 def _shape(shape):
     return f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
 
@@ -187,7 +187,7 @@ def _value_graph(output):
         boxes[value] = GraphBox(kind, lines, [boxes[source] for source, _ in value.inputs], value.label)
     return list(boxes.values())
 
-# %% ../nbs/03_autograd.ipynb #65b62f43
+# %% ../nbs/03_autograd.ipynb #2c711f65
 def _skip_transposes(boxes):
     "Let a weight flow straight into its layer: drop the `T` between."
     skipped = {box: box.inputs[0] for box in boxes if box.lines[0][1] == "T" and box.inputs[0].kind == "leaf"}
@@ -218,7 +218,7 @@ def _describe(boxes):
     return (f"Computation graph, from top to bottom: {_count(leaves, 'leaf', 'leaves')}, "
             f"{_count(steps, 'operation', 'operations')}, result {result}.")
 
-# %% ../nbs/03_autograd.ipynb #27326910
+# %% ../nbs/03_autograd.ipynb #695a72b7
 def draw_graph(
     output: Tensor | Value,  # the result whose graph is drawn, for example a loss
     params: Mapping[str, Tensor] | nn.Module | None = None,  # tensors by name, or a model

@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from unicodedata import east_asian_width
 
-# %% ../nbs/02b_drawing.ipynb #c510a3f7
+# %% ../nbs/02b_drawing.ipynb #143c7b04
 _CHAR_WIDTH = {"title": 8.2, "detail": 6.7, "accent": 6.7}  # pixels, for the widest common fonts
 _LINE_HEIGHT = {"title": 18, "detail": 16, "accent": 16}
 
@@ -50,7 +50,7 @@ def _shorten(text, limit=40):
 def _columns(text):
     return sum(2 if east_asian_width(char) in "WF" else 1 for char in _shorten(text))
 
-# %% ../nbs/02b_drawing.ipynb #85804491
+# %% ../nbs/02b_drawing.ipynb #1a21c82e
 _COLORS = {  # kind: fill, border and ink on a light page, the same on a dark page
     "leaf": ("#dbeafe", "#3b82f6", "#172554", "#1e3a8a", "#60a5fa", "#dbeafe"),
     "op": ("#f1f5f9", "#94a3b8", "#1e293b", "#334155", "#94a3b8", "#f1f5f9"),
@@ -73,7 +73,7 @@ def _text(text):
     "Any text, safe inside SVG."
     return escape("".join(char if char.isprintable() else " " for char in text))
 
-# %% ../nbs/02b_drawing.ipynb #20100bf5
+# %% ../nbs/02b_drawing.ipynb #db8bff9d
 _COLUMN_GAP, _ROW_GAP, _MARGIN = 20, 36, 12  # pixels
 
 
@@ -134,7 +134,7 @@ def _write_svg(rows, description):
             f"<desc>{_text(description)}</desc><style>{_style()}</style>"
             f'<g fill="none" stroke="{_ARROW}" stroke-width="1.5">{arrows}</g>{shapes}</svg>')
 
-# %% ../nbs/02b_drawing.ipynb #ba706823
+# %% ../nbs/02b_drawing.ipynb #dfeb2319
 @dataclass(frozen=True)
 class GraphDrawing:
     "A drawing that shows itself in a notebook and can be saved as a file."
@@ -159,7 +159,7 @@ class GraphDrawing:
         path.write_text(self.svg, encoding="utf-8")
         return path
 
-# %% ../nbs/02b_drawing.ipynb #0b411366
+# %% ../nbs/02b_drawing.ipynb #15d0ef7f
 def _assign_rows(boxes):
     "Put every box one row above its highest user; a long arrow gets a bend in each row it passes."
     for box in reversed(boxes):
@@ -182,7 +182,7 @@ def _bend(start, row, rows, bends):
         source = bends[start, between]
     return source
 
-# %% ../nbs/02b_drawing.ipynb #6bb88642
+# %% ../nbs/02b_drawing.ipynb #46a93761
 def _users(boxes):
     users = {box: [] for box in boxes}
     for box in boxes:
@@ -218,7 +218,7 @@ def _sort_row(row, fixed, neighbors):
     near = {box: [place[other] for other in neighbors[box] if other in place] or [own[box]] for box in row}
     row.sort(key=lambda box: sum(near[box]) / len(near[box]))
 
-# %% ../nbs/02b_drawing.ipynb #795114e9
+# %% ../nbs/02b_drawing.ipynb #7a5bd5c1
 _FIRMNESS = {"leaf": 1e-4, "bend": 1e-2}  # how firmly a box holds its place; the others: 1
 
 
@@ -249,7 +249,7 @@ def _middle(users):
     weights = [_FIRMNESS.get(user.kind, 1.0) for user in users]
     return sum(user.x * weight for user, weight in zip(users, weights)) / (sum(weights) or 1.0)
 
-# %% ../nbs/02b_drawing.ipynb #c8d99f70
+# %% ../nbs/02b_drawing.ipynb #2bb30295
 def _copies(boxes):
     copies = {}
     for box in boxes:
@@ -274,7 +274,7 @@ def draw_boxes(
     rows = [[note] for note in _copies(notes)] + _reorder(_assign_rows(boxes))
     return GraphDrawing(_write_svg(_center(rows), description), description)
 
-# %% ../nbs/02b_drawing.ipynb #d565db56
+# %% ../nbs/02b_drawing.ipynb #187bd545
 def _layer_box(layer, leaves):
     lines = [("title", layer)]
     for leaf in sorted(leaves, key=lambda leaf: leaf.name, reverse=True):  # weight before bias

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# %% ../nbs/00b_images.ipynb #5afe1ffd
+# %% ../nbs/00b_images.ipynb #22a1bc23
 def new_figure(
     rows: int = 1,  # rows of axes
     columns: int = 1,  # columns of axes
@@ -35,13 +35,13 @@ def new_figure(
     figure = NotebookFigure(figsize=figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
-# %% ../nbs/00b_images.ipynb #75cca7e4
+# %% ../nbs/00b_images.ipynb #7f52e44b
 class ImageError(ValueError):
     "A picture that cannot be used; the message names the file and the reason."
     def __init__(self, message: str):
         super().__init__(message.rpartition("ImageError: ")[2].strip())
 
-# %% ../nbs/00b_images.ipynb #0525433e
+# %% ../nbs/00b_images.ipynb #d9311373
 MAX_PIXELS = 80_000_000  # a 240 MB picture once decoded; anything above is a mistake or an attack
 
 
@@ -74,7 +74,7 @@ def open_image(
         reason = error
     raise ImageError(f"cannot read {path}: {reason}")
 
-# %% ../nbs/00b_images.ipynb #b3a3c71f
+# %% ../nbs/00b_images.ipynb #3bab6072
 @dataclass(frozen=True)
 class ImageTransform:
     """Picture to normalized `float32` tensor `(channels, image_size, image_size)`.
@@ -111,7 +111,7 @@ class ImageTransform:
         "Shape `(C, 1, 1)`, which broadcasts over height and width."
         return torch.tensor(values).reshape(-1, 1, 1)
 
-# %% ../nbs/00b_images.ipynb #a61c0f75
+# %% ../nbs/00b_images.ipynb #b16046e7
 def plot_images(
     images,  # pictures, or tensors `(C, H, W)` with values in 0..1
     titles: list[str] | None = None,  # one per picture

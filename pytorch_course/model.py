@@ -11,7 +11,7 @@ import inspect
 import torch
 from torch import nn
 
-# %% ../nbs/02_model.ipynb #03420716
+# %% ../nbs/02_model.ipynb #6a6cb76b
 _MODELS: dict[str, type[nn.Module]] = {}
 
 
@@ -22,7 +22,7 @@ def register_model(
     _MODELS[model_class.__name__.lower()] = model_class
     return model_class
 
-# %% ../nbs/02_model.ipynb #a058d654
+# %% ../nbs/02_model.ipynb #39c1b9d4
 @register_model
 class LinearRegressionModel(nn.Module):
     "A straight line `y = weights * x + bias`, both parameters by hand; any shape in, the same shape out."
@@ -43,7 +43,7 @@ class LinearRegressionModelV2(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.linear_layer(x)
 
-# %% ../nbs/02_model.ipynb #6b477ccb
+# %% ../nbs/02_model.ipynb #c08bcb25
 @register_model
 class NeuralNetwork(nn.Module):
     """Fully connected classifier: pixels - 512 - 512 - classes, ReLU between; `(N, C, H, W)` or `(N, H, W)` in, logits `(N, output_shape)` out.
@@ -66,7 +66,7 @@ class NeuralNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.linear_relu_stack(self.flatten(x))
 
-# %% ../nbs/02_model.ipynb #43f9ebff
+# %% ../nbs/02_model.ipynb #7132b7bc
 def count_parameters(
     model: nn.Module,  # any module
     trainable_only: bool = False,  # leave out frozen ones
@@ -74,7 +74,7 @@ def count_parameters(
     "Number of parameters of a model; a parameter that is used twice counts once."
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
-# %% ../nbs/02_model.ipynb #2cfb38ba
+# %% ../nbs/02_model.ipynb #4600190c
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
     "Two 3 x 3 convolutions without padding, each with ReLU; then 2 x 2 max-pooling."
     return nn.Sequential(
@@ -108,7 +108,7 @@ class TinyVGG(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.conv_block_2(self.conv_block_1(x)))
 
-# %% ../nbs/02_model.ipynb #496fbb3c
+# %% ../nbs/02_model.ipynb #31fb184c
 @register_model
 class Cifar10Net(nn.Module):
     """Three 5 x 5 convolutions (32, 32, 64) with max-pooling, two linear layers; `(N, input_shape, image_size, image_size)` in, logits out.
@@ -134,7 +134,7 @@ class Cifar10Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.model(x)
 
-# %% ../nbs/02_model.ipynb #1e27961b
+# %% ../nbs/02_model.ipynb #5650e90c
 @register_model
 class Net(nn.Module):
     """Binary classifier; `(N, 3, H, W)` of any size from 10 pixels in, probabilities `(N, 1)` out. 54,273 parameters.
@@ -159,7 +159,7 @@ class Net(nn.Module):
         x = self.flatten(self.adaptive_pool(self.dropout(x)))
         return self.sigmoid(self.linear2(self.relu(self.linear1(x))))
 
-# %% ../nbs/02_model.ipynb #69c6c48b
+# %% ../nbs/02_model.ipynb #bfeb3b3f
 def list_models() -> list[str]:
     "Names for `build_model`, sorted."
     return sorted(_MODELS)
@@ -184,7 +184,7 @@ def build_model(
     except TypeError as error: raise ValueError(f"{cls.__name__}{signature}: {error}") from None
     return cls(**kwargs)
 
-# %% ../nbs/02_model.ipynb #9402cced
+# %% ../nbs/02_model.ipynb #06ca5a90
 def summary(
     model: nn.Module,  # any module
     input_shape: tuple[int, ...],  # shape of a batch, for example `(1, 3, 64, 64)`

@@ -13,7 +13,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-# %% ../nbs/00_tensors.ipynb #d68514c8
+# %% ../nbs/00_tensors.ipynb #27633563
 @dataclass(frozen=True)
 class TensorDescription:
     "What `describe` found out about a tensor; shows itself as one line."
@@ -46,7 +46,7 @@ def _readable_size(size: int) -> str:
     else: unit = "TiB"
     return f"{size:.4g} {unit}"
 
-# %% ../nbs/00_tensors.ipynb #4c1ed357
+# %% ../nbs/00_tensors.ipynb #5793c5aa
 def describe(
     tensor: torch.Tensor,  # any shape, dtype and device; it is not changed
 ) -> TensorDescription:  # shape, dtype, device, min, mean, max, number of NaN and Inf, bytes
@@ -75,7 +75,7 @@ def _extremes(values: torch.Tensor) -> tuple:
     else: low, high = values.aminmax()
     return low.item(), high.item()
 
-# %% ../nbs/00_tensors.ipynb #e0bde5c7
+# %% ../nbs/00_tensors.ipynb #326f7809
 def _available_devices() -> list[str]:
     "Names of the devices that this computer really has, the best first."
     best = torch.accelerator.current_accelerator(check_available=True)
@@ -96,7 +96,7 @@ def pick_device(
         raise ValueError(f"device {str(prefer)!r} is not available; here there is: {', '.join(available)}")
     return device
 
-# %% ../nbs/00_tensors.ipynb #c8cc2019
+# %% ../nbs/00_tensors.ipynb #2c6eeef2
 def seed_everything(
     seed: int,  # from 0 to 2**32 - 1, the range that NumPy accepts
 ) -> int:  # the same seed, to print or to store beside the results

@@ -1,0 +1,266 @@
+"""The commands as a user meets them: processes, files, exit statuses."""
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pytorch_course.going_modular import main
+
+
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def make_pictures(folder, classes=("cat", "dog"), per_class=6, size=(40, 30), mode="RGB"):
+    "Colored pictures, a class a color, in train/ and test/."
+    for split in ("train", "test"):
+        for number, name in enumerate(classes):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(per_class):
+                level = 40 + 150 * number + 5 * i
+                color = {"L": level, "RGB": (level, 60, 200 - level), "RGBA": (level, 60, 20, 128)}[mode]
+                Image.new(mode, size, color).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+# --- train ---
+
+
+def test_default_training(digits_run):
+    folder, done = digits_run
+    assert (done.status, done.err) == (0, "")
+    run = folder / "runs" / "digits-tinyvgg"
+    assert everything(run) == ["config.json", "curves.png", "history.csv", "model.pt"]
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    assert list(rows[0]) == ["epoch", "train_loss", "train_acc", "test_loss", "test_acc"]
+    assert len(rows) == 5
+    assert float(rows[-1]["test_acc"]) >= 0.95
+    assert f"test accuracy {float(rows[-1]['test_acc']):.1%}" in done.out
+    config = json.loads((run / "config.json").read_text())
+    assert config["model_info"]["arguments"] == {"input_shape": 1, "hidden_units": 10, "output_shape": 10, "image_size": 64}
+    assert config["versions"]["torch"] and config["learning_rate"] == 0.001
+    assert Image.open(run / "curves.png").size[0] > 500
+    assert [line for line in done.out.splitlines() if line.startswith("epoch")][0].startswith("epoch 1/5  train_loss")
+    assert "\r" not in done.out + done.err  # one line per epoch, no bar, when not a terminal
+
+
+def test_same_seed_same_run(command, tmp_path):
+    make_pictures(tmp_path / "pets")
+    for out in ("a", "b"): assert command("train", "--data", "pets", "--epochs", 2, "--image_size", 16, "--out", out).status == 0
+    assert (tmp_path / "a" / "history.csv").read_text() == (tmp_path / "b" / "history.csv").read_text()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_own_folder_and_zip(command, tmp_path, mode):
+    make_pictures(tmp_path / "my pets", mode=mode)
+    shutil.make_archive(str(tmp_path / "zipped pets"), "zip", tmp_path, "my pets")  # inside one more folder
+    for data, name in (("my pets", "my pets-tinyvgg"), ("zipped pets.zip", "zipped pets-tinyvgg")):
+        done = command("train", "--data", data, "--epochs", 1, "--image-size", 32, "--batch-size=4")
+        assert (done.status, done.err) == (0, "")
+        config = json.loads((tmp_path / "runs" / name / "config.json").read_text())
+        assert config["model_info"]["class_names"] == ["cat", "dog"]
+        assert config["model_info"]["transform"]["channels"] == (1 if mode == "L" else 3)
+    assert "'runs/zipped pets-tinyvgg/model.pt'" in done.out  # quoted for the shell
+
+
+def test_folders_models_and_spellings(command, tmp_path):
+    make_pictures(tmp_path / "pets", per_class=3)
+    common = ("train", "--train-dir", "pets/train", "--test_dir", "pets/test", "--num-epochs=1")
+    for model, size in (("TinyVGG", 64), ("cifar10-net", 32), ("NeuralNetwork", 28)):
+        done = command(*common, "--model", model, "--lr", "1e-2", "--num_workers", 1, "--seed", 7)
+        assert (done.status, done.err) == (0, "")
+        assert f"pictures {size} x {size}" in done.out
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["pets-cifar10net", "pets-neuralnetwork", "pets-tinyvgg"]
+    assert command(*common).status == 0
+    assert (tmp_path / "runs" / "pets-tinyvgg-2" / "model.pt").is_file()  # never over another run
+
+
+def test_interrupted_training_leaves_nothing_half_written(tmp_path):
+    make_pictures(tmp_path / "pets", per_class=40)
+    line = [sys.executable, "-u", "-m", "pytorch_course", "train", "--data", "pets", "--epochs", "10000", "--image_size", "16"]
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("epoch"): assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "pytorch-course train: interrupted"
+    assert not (tmp_path / "runs").exists()
+
+
+# --- bad input: one line, status 2, nothing left behind ---
+
+
+BAD_LINES = {
+    "train --data imagenet": "unknown data set 'imagenet'",
+    "train --model resnet": "unknown model 'resnet'",
+    "train --model net": "does not classify pictures",
+    "train --epochs none": "a whole number of at least 1 is needed, not 'none'",
+    "train --batch_size 0": "at least 1 is needed, not '0'",
+    "train --lr -1": "a number above 0 is needed, not '-1'",
+    "train --lr nan": "a number above 0 is needed",
+    "train --seed -5": "at least 0 is needed",
+    "train --device warp": "'warp'",
+    "train --image_size 15 --data pets": "at least 16 pixels, not 15",
+    "train --data nowhere/pets": "unknown data set 'nowhere/pets'",
+    "train --train_dir nowhere --test_dir nowhere": "no folder nowhere",
+    "train --train_dir pets/train": "go together",
+    "train --data pets --train_dir pets/train --test_dir pets/test": "not both",
+    "train --data pets/train": "no train and test folders in pets/train",
+    "train --data no_pictures": "no pictures in",
+    "train --data other_classes": "classes differ",
+    "train --data one_class": "a single class, 'cat'",
+    "train --data broken_picture": "cannot read broken_picture/train/dog/3.png: ",
+    "train --data broken_picture --num_workers 2": "cannot read broken_picture/train/dog/3.png: ",
+    "train --data not_a.zip": "cannot unpack not_a.zip: ",
+    "train --data pets --out pets": "is not empty",
+    "train --data pets --out not_a.zip/run": "cannot write to not_a.zip/run",
+    "train --data pets --out /proc/run": "cannot write to /proc/run",
+    "get-data mnist": "unknown data set 'mnist'",
+    "get-data pets/train/cat": "no train and test folders",
+    "predict missing.pt a.png": "no model file at missing.pt",
+    "predict not_a.zip a.png": "cannot load not_a.zip",
+    "predict pets a.png": "no model file at pets/model.pt",
+    "predict plain.pth a.png": "weights without a description",
+    "predict pickled.pt a.png": "could run any code",
+    "predict": "required: MODEL, IMAGE",
+    "frobnicate": "invalid choice: 'frobnicate'",
+    "": "required: COMMAND",
+}
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    "A folder with all kinds of trouble in it."
+    folder = tmp_path_factory.mktemp("troubled")
+    make_pictures(folder / "pets")
+    make_pictures(folder / "other_classes")
+    (folder / "other_classes" / "test" / "dog").rename(folder / "other_classes" / "test" / "wolf")
+    make_pictures(folder / "one_class", classes=("cat",))
+    make_pictures(folder / "broken_picture")
+    whole = (folder / "broken_picture" / "train" / "dog" / "3.png").read_bytes()
+    (folder / "broken_picture" / "train" / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
+    for split in ("train", "test"): (folder / "no_pictures" / split / "cat").mkdir(parents=True)
+    (folder / "not_a.zip").write_text("<html>moved</html>")
+    torch.save({"weight": torch.zeros(2)}, folder / "plain.pth")
+    torch.save(zipfile.ZipInfo("x"), folder / "pickled.pt")  # any object that is no plain value
+    return folder
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_input(troubled, line, monkeypatch, capfd):
+    "In this process, which spares forty imports of PyTorch; `test_bad_input_of_a_process` looks at a real one."
+    before = everything(troubled)
+    monkeypatch.chdir(troubled)
+    try: status = main(line.split())
+    except SystemExit as exit: status = exit.code
+    out, err = capfd.readouterr()
+    assert status == 2, err
+    assert BAD_LINES[line] in err
+    assert err.count("\n") == 1 and err.startswith("pytorch-course")
+    assert everything(troubled) == before
+
+
+def test_bad_input_of_a_process(command, troubled):
+    before = everything(troubled)
+    done = command("train", "--data", "broken_picture", "--num_workers", 2, cwd=troubled)
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert everything(troubled) == before
+
+
+def test_clashing_folder_is_not_touched(command, tmp_path):
+    (tmp_path / "data" / "digits").mkdir(parents=True)
+    (tmp_path / "data" / "digits" / "mine.txt").write_text("mine")
+    done = command("train")
+    assert done.status == 2 and "was not made by pytorch_course" in done.err
+    assert everything(tmp_path) == ["data", "data/digits", "data/digits/mine.txt"]
+
+
+def test_no_network_is_one_line(command, tmp_path):
+    done = command("get-data", "pizza_steak_sushi", PYTORCH_COURSE_MIRROR="http://127.0.0.1:9")
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert "no connection" in done.err and "digits" in done.err
+    assert everything(tmp_path) == []
+
+
+# --- get-data ---
+
+
+def test_get_data_skips_what_is_complete(command, tmp_path):
+    first = command("get-data", "food_shapes", "--root", "sets")
+    stamp = (tmp_path / "sets" / "food_shapes" / ".source").stat().st_mtime_ns
+    second = command("get-data", "food_shapes", "--root", "sets")
+    assert first.status == second.status == 0
+    assert first.out == second.out == "sets/food_shapes: 225 training and 75 test files in 3 classes\n".replace("/", os.sep)
+    assert (tmp_path / "sets" / "food_shapes" / ".source").stat().st_mtime_ns == stamp
+
+
+# --- predict ---
+
+
+def test_predict_needs_only_the_model_file(digits_run, command, tmp_path):
+    folder, _ = digits_run
+    shutil.copy(folder / "runs" / "digits-tinyvgg" / "model.pt", tmp_path / "digits.pt")
+    three = sorted((folder / "data" / "digits" / "test" / "3").iterdir())[0]
+    picture = Image.open(three)
+    picture.save(tmp_path / "gray.png")
+    picture.convert("RGB").resize((200, 150)).save(tmp_path / "color.jpg")
+    picture.convert("RGBA").save(tmp_path / "alpha.png")
+    done = command("predict", "digits.pt", "gray.png", "color.jpg", "alpha.png")
+    assert (done.status, done.err) == (0, "")
+    assert [line.split()[:2] for line in done.out.splitlines()] == [["gray.png", "3"], ["color.jpg", "3"], ["alpha.png", "3"]]
+
+
+def test_predict_topk_json_and_plot(digits_run, command, tmp_path):
+    folder, _ = digits_run
+    pictures = [str(path) for path in sorted((folder / "data" / "digits" / "test" / "8").iterdir())[:3]]
+    done = command("predict", folder / "runs" / "digits-tinyvgg", *pictures, "--topk", 3, "--json", "--plot", "out.png")
+    results = json.loads(done.out)
+    assert [result["path"] for result in results] == pictures
+    for result in results:
+        probabilities = [p["probability"] for p in result["predictions"]]
+        assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.0001
+    assert Image.open(tmp_path / "out.png").width > 300
+    assert "class" in results[0]["predictions"][0]
+
+
+def test_predict_names_the_picture_and_prints_nothing_else(digits_run, command, tmp_path):
+    folder, _ = digits_run
+    good = sorted((folder / "data" / "digits" / "test" / "8").iterdir())[0]
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    done = command("predict", folder / "runs" / "digits-tinyvgg", good, "notes.jpg", "--plot", "out.png")
+    assert (done.status, done.out) == (2, "")
+    assert "cannot read notes.jpg" in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "out.png").exists()
+
+
+# --- speed of starting ---
+
+
+@pytest.mark.parametrize("line", ["--help", "get-data --help", "train --help", "predict --help", "--version"])
+def test_help_is_instant(line):
+    script = Path(sys.executable).with_name("pytorch-course")
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([script, *line.split()], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0 and done.stdout
+    assert min(times) < 0.3
+
+
+def test_light_imports():
+    code = "import sys, {}; print([name for name in ('torch', 'torchvision', 'matplotlib', 'sklearn') if name in sys.modules])"
+    loaded = lambda module: subprocess.check_output([sys.executable, "-c", code.format(module)], text=True).strip()
+    assert loaded("pytorch_course") == "[]"
+    assert loaded("pytorch_course.going_modular") == "[]"
+    assert loaded("pytorch_course.save_load") == "['torch']"  # all that predict needs

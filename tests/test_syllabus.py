@@ -1,0 +1,145 @@
+"""Every row of the syllabus has its place: a heading in a lesson and, where one is named, an API.
+
+The tables say where to look for a topic; the tests fail when a heading or a name disappears.
+"""
+import inspect
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+NBS = Path(__file__).resolve().parent.parent / "nbs"
+
+# topic -> (notebook, heading)
+TOPICS = {
+    # 00 Tensors
+    "from lists, inferred dtype; ones, zeros, rand, *_like": ("00_tensors", "## Creating tensors"),
+    "NumPy and back, shared memory": ("00_tensors", "### From NumPy, and back"),
+    "ones_like, rand_like with another dtype": ("00_tensors", "### From a shape, or like another tensor"),
+    "shape, dtype, device": ("00_tensors", "## What a tensor knows about itself"),
+    "indexing and slicing, column assignment": ("00_tensors", "## Indexing and slicing"),
+    "cat against stack": ("00_tensors", "## Joining: `cat` or `stack`?"),
+    "@, matmul, *, mul": ("00_tensors", "## Arithmetic"),
+    "out= resizes with a warning, raises with requires_grad": ("00_tensors", "### Mistake: `out=` with the wrong shape"),
+    "sum().item()": ("00_tensors", "### Summing up"),
+    "in-place operations": ("00_tensors", "## In-place operations, and why to avoid them"),
+    "broadcasting": ("00_tensors", "## Broadcasting"),
+    "devices; current_accelerator": ("00_tensors", "## Devices"),
+    "seeds": ("00_tensors", "## Seeds and reproducibility"),
+    # 01 Data
+    "Dataset: __len__, __getitem__": ("01_data", "## A data set answers two questions"),
+    "Dataset against DataLoader": ("01_data", "## A loader makes batches"),
+    "every DataLoader argument": ("01d_datasets", "## Every argument of DataLoader"),
+    "when workers help": ("01d_datasets", "### When do workers help?"),
+    "TensorDataset on iris; float64": ("01d_datasets", "### Mistake: float64 features"),
+    "random_split with a generator, dataset +": ("01d_datasets", "### Parts and sums"),
+    "halves of a split share one transform": ("01d_datasets", "### Mistake: the two halves of a split share one transform"),
+    "ImageFolder, class_to_idx": ("01_data", "## What real folders contain"),
+    "augmentation for training only": ("01_data", "## Augmentation: for training only"),
+    "flips and rotation": ("01d_datasets", "## Augmentation, and who gets it"),
+    "folders that lack a class": ("01_data", "### Mistake: folders that number their classes apart"),
+    "files and a CSV": ("01d_datasets", "## Files and a list"),
+    "a CSV without a header": ("01d_datasets", "### Mistake: the header that was a picture"),
+    "FashionMNIST, CIFAR10, labels_map, 3x3 grid, next(iter(loader))": ("01d_datasets", "## Ready-made sets"),
+    "scaling, normalising, v2, ToTensor is deprecated": ("00b_images", "## From picture to batch"),
+    "one-hot labels as a picklable class": ("01d_datasets", "## Labels as vectors"),
+    "samplers": ("01d_datasets", "## In which order?"),
+    "unbalanced classes": ("01d_datasets", "### Rare classes"),
+    "getting data": ("01b_get_data", "## One name for each set"),
+    "drawn pictures": ("01a_food_shapes", "# "),
+    "raw label<TAB>text lines; tabs in the text": ("01c_text", "### Mistake: a tab inside the text"),
+    "one sample per file; listdir order": ("01c_text", "### Mistake: the order of the directory"),
+    "clean and tokenize: the empty word": ("01c_text", "### Mistake: splitting at the space"),
+    "punctuation glues words": ("01c_text", "### Mistake: marks removed instead of replaced"),
+    "count": ("01c_text", "## Counting"),
+    "vocabulary, 0 unknown, 1 padding": ("01c_text", "## A number for every word"),
+    "fewer words than the vocabulary": ("01c_text", "### Mistake: a vocabulary larger than the language"),
+    "left-pad, keep the last 200": ("01c_text", "## Different lengths in one batch"),
+    "sentiment model": ("01c_text", "## A bag of words"),
+    "aclImdb": ("01c_text", "## The real thing"),
+    # 02 Model
+    "Flatten, Linear, ReLU, Sequential, Softmax": ("02_model", "## What a layer does to a shape"),
+    "named_parameters; call the model": ("02_model", "## Modules, parameters, and why you call the model"),
+    "NeuralNetwork": ("02_model", "## The fully connected classic"),
+    "TinyVGG": ("02_model", "## TinyVGG, at any image size"),
+    "Cifar10Net and Net": ("02_model", "## Two more networks"),
+    "initialisation": ("02_model", "## Where weights start"),
+    "three ways to build": ("02_model", "## Three ways to write the same network"),
+    "ModuleList, ModuleDict": ("02_model", "### Mistake: layers in a plain list"),
+    "build_model, list_models": ("02_model", "## A model from its name"),
+    "summary": ("02_model", "## What is in it? A summary"),
+    "feature maps": ("02_model", "## What a filter sees"),
+    # 03 Autograd
+    "x**2 + y**3": ("03_autograd", "## A first gradient"),
+    "grad_fn, leaves, requires_grad_": ("03_autograd", "## Leaves, and who gets a gradient"),
+    "engine by hand": ("03_autograd", "## Build the engine yourself"),
+    "checked against PyTorch": ("03_autograd", "### PyTorch is the judge"),
+    "backward step by step": ("03_autograd", "### The backward pass in slow motion"),
+    "draw_graph": ("03_autograd", "## See the graph"),
+    "the graph is rebuilt": ("03_autograd", "## The graph is rebuilt on every forward pass"),
+    "one-layer net with binary_cross_entropy_with_logits": ("03_autograd", "## A network with one layer"),
+    "no_grad, inference_mode, detach, freezing": ("03_autograd", "## When not to record"),
+    "accumulation and zeroing": ("03_autograd", "## Gradients add up"),
+    "retain_graph": ("03_autograd", "## A graph is used once"),
+    "vector-Jacobian products, jacrev, vjp": ("03_autograd", "## When the result is not a single number"),
+    "double backward": ("03_autograd", "## Gradients of gradients"),
+    "gradient checking": ("03_autograd", "## Trust, but check"),
+    # mistakes that belong to these lessons
+    "one sigmoid output with CrossEntropyLoss": ("03_autograd", "### Mistake: one sigmoid output with CrossEntropyLoss"),
+    "training transform on validation data": ("01d_datasets", "### Mistake: training transform on validation data"),
+    "unshuffled training on sorted classes": ("01d_datasets", "### Mistake: unshuffled training on sorted classes"),
+    "stacked Linear layers collapse": ("02_model", "### Mistake: linear layers without an activation"),
+    "fixed 13*13 head": ("02_model", "### Mistake: the fixed 13 x 13"),
+    "RGBA gives 4 channels": ("01d_datasets", "### Mistake: RGBA image gives 4 channels"),
+    "missing eval()": ("02_model", "### Mistake: the missing eval()"),
+    "lambda transforms cannot be pickled": ("01d_datasets", "### Mistake: lambda transforms cannot be pickled by spawned workers"),
+}
+
+# module.name -> the first parameters, in their order
+APIS = {
+    "tensors.pick_device": ["prefer"],
+    "tensors.seed_everything": ["seed"],
+    "tensors.describe": ["tensor"],
+    "data.create_dataloaders": ["train_dir", "test_dir", "transform", "batch_size", "num_workers"],
+    "get_data.get_data": ["name", "root"],
+    "datasets.CustomImageDataset": ["annotations_file", "img_dir", "transform", "target_transform"],
+    "datasets.show_batch": [],
+    "text.Vocabulary": [],
+    "text.TextDataset": [],
+    "text.PadCollate": [],
+    "model.LinearRegressionModel": [],
+    "model.LinearRegressionModelV2": [],
+    "model.NeuralNetwork": [],
+    "model.TinyVGG": ["input_shape", "hidden_units", "output_shape", "image_size"],
+    "model.Cifar10Net": [],
+    "model.Net": [],
+    "model.build_model": ["name"],
+    "model.list_models": [],
+    "model.summary": ["model", "input_shape"],
+    "model.count_parameters": ["model"],
+    "autograd.draw_graph": ["output", "params"],
+    "training.train_step": ["model", "dataloader", "loss_fn", "optimizer", "device"],
+    "training.test_step": ["model", "dataloader", "loss_fn", "device"],
+    "training.train": ["model", "train_dataloader", "test_dataloader", "optimizer", "loss_fn", "epochs", "device"],
+    "training.plot_loss_curves": ["results"],
+    "save_load.save_model": ["model", "target_dir", "model_name"],
+    "save_load.load_model": ["path"],
+}
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_topic_has_its_heading(topic):
+    notebook, heading = TOPICS[topic]
+    cells = json.loads((NBS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    lines = [line.strip() for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
+    assert any(line.startswith(heading.strip()) for line in lines), f"{notebook} has no heading {heading!r}"
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_api_has_its_name_and_arguments(name):
+    module, attribute = name.split(".")
+    found = getattr(import_module(f"pytorch_course.{module}"), attribute)
+    parameters = list(inspect.signature(found).parameters)
+    assert parameters[: len(APIS[name])] == APIS[name]
+    assert inspect.getdoc(found), f"{name} has no docstring"
