@@ -99,7 +99,8 @@ def test_notebooks_run_without_network_and_deprecations():
     "Within 120 seconds; nothing that we call may be deprecated."
     start = time.perf_counter()
     lonely = ["unshare", "--net", "--map-root-user", "bash", "-c", "ip link set lo up && exec nbdev_test"]
-    run(*lonely, cwd=ROOT, env={**os.environ, "no_proxy": "*", "PYTHONWARNINGS": "error::DeprecationWarning,error::FutureWarning"})
+    settings = {"no_proxy": "*", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::DeprecationWarning,error::FutureWarning"}
+    run(*lonely, cwd=ROOT, env={**os.environ, **settings})
     assert time.perf_counter() - start < 120
 
 
