@@ -37,7 +37,7 @@ def write_digits(
             Image.fromarray((digits.images[i] * 255 / 16).round().astype(np.uint8)).save(path)
     return folder
 
-# %% ../nbs/01_data.ipynb #84b86ea0
+# %% ../nbs/01_data.ipynb #3b2d17aa
 def _visible(name: str) -> bool:
     "Not a hidden file or folder, and not what macOS adds to a zip."
     return not name.startswith(".") and name != "__MACOSX"
@@ -73,8 +73,8 @@ class ImageFolder(torchvision.datasets.ImageFolder):
         for name, number in class_to_idx.items():
             files = sorted(
                 os.path.join(parent, file)
-                for parent, folders, files in os.walk(os.path.join(directory, name))  # does not follow links
-                for file in files
+                for parent, _, names in os.walk(os.path.join(directory, name))  # every folder below; does not follow links
+                for file in names
                 if _visible(file) and ".ipynb_checkpoints" not in parent and file.lower().endswith(extensions)
             )
             if not files:

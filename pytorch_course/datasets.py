@@ -184,7 +184,7 @@ class OneHot:
         if not 0 <= y < self.num_classes: raise ValueError(f"class number {y} is not in 0..{self.num_classes - 1}")
         return torch.zeros(self.num_classes).scatter_(0, torch.tensor(y), value=1)
 
-# %% ../nbs/01d_datasets.ipynb #11b511ee
+# %% ../nbs/01d_datasets.ipynb #f0c4b95a
 def targets_of(
     dataset: Dataset | Sequence[int] | torch.Tensor,  # a data set, or the class numbers themselves
 ) -> torch.Tensor:  # `(N,)`, `int64`
@@ -207,7 +207,7 @@ def targets_of(
         raise ValueError(f"expected one class number per sample, not {targets.dtype} values of shape {shape}")
     return targets.long()
 
-
+# %% ../nbs/01d_datasets.ipynb #9eaa8334
 class TransformedSubset(Subset):
     "Some samples of a data set, with transforms of their own, applied after those that the data set has."
     def __init__(

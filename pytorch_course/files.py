@@ -80,20 +80,20 @@ def whole_folder(
             for path in made: path.rmdir()
         raise
 
-# %% ../nbs/00c_files.ipynb #67a16ffe
+# %% ../nbs/00c_files.ipynb #cfc27f22
 def file_hash(
     path: str | Path,  # file to read
     kind: str = "sha256",  # "sha256", "md5", or "git" for the blob id that git gives to this content
 ) -> str:  # in hexadecimal
     "Hash of a file's content, read in pieces."
     path = Path(path)
-    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
+    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)  # some systems forbid MD5 and SHA-1 otherwise
     if kind == "git": digest.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        while piece := file.read(1 << 20): digest.update(piece)
+        while piece := file.read(1 << 20): digest.update(piece)  # 1 << 20 is 2 to the power of 20: 1 MB
     return digest.hexdigest()
 
-# %% ../nbs/00c_files.ipynb #60c897f8
+# %% ../nbs/00c_files.ipynb #1ff6823a
 class DownloadError(OSError):
     "A download that failed; the message says why and what to do."
 
@@ -112,7 +112,7 @@ class RemoteFile:
         kind, _, expected = self.hash.partition(":")
         return path.is_file() and file_hash(path, kind) == expected
 
-
+# %% ../nbs/00c_files.ipynb #493c0e18
 def _https_session():
     "A session that speaks HTTPS only, also after a redirect; plain HTTP just to this machine itself."
     import requests  # only when something is downloaded: many programs never do
@@ -135,6 +135,35 @@ def _receive(url: str, path: Path, max_bytes: int, timeout: tuple[float, float])
                 file.write(piece)
                 bar.update(len(piece))
                 if file.tell() > max_bytes: raise DownloadError(f"{url} sends more than {max_bytes:,} bytes; stopped")
+
+# %% ../nbs/00c_files.ipynb #4edbea01
+def _reason(error: Exception) -> str:
+    "Why a request failed, in words."
+    import requests
+    if error.response is not None: return f"the server answered {error.response.status_code} {error.response.reason}"
+    reasons = {
+        requests.exceptions.InvalidSchema: "the address, or the one it redirects to, is not https",
+        requests.exceptions.SSLError: "the server could not prove who it is (a proxy, or a wrong clock on this machine?)",
+        requests.Timeout: "no answer in time",
+        requests.exceptions.ChunkedEncodingError: "the connection broke off",
+        requests.ConnectionError: "no connection",
+    }
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error))
+
+
+def _advice(url: str, path: Path, reason: str) -> str:
+    "The message of a failed download."
+    return f"cannot download {url}: {reason}. Try again later, set PYTORCH_COURSE_MIRROR, or get the file another way and save it as {path}"
+
+
+def _verify(remote: RemoteFile, url: str, temporary: Path, path: Path):
+    "Compare the hash of what was received with what was expected."
+    kind, _, expected = remote.hash.partition(":")
+    found = file_hash(temporary, kind)
+    if found == expected: return
+    with temporary.open("rb") as file: is_page = b"<html" in file.read(2048).lower()
+    what = "a web page (a login page or a proxy?)" if is_page else "another file"
+    raise DownloadError(_advice(url, path, f"the server sent {what}: {kind} is {found}, expected {expected}"))
 
 
 def download(
@@ -166,35 +195,6 @@ def download(
                 time.sleep(2**attempt)
         _verify(remote, url, temporary, path)
     return path
-
-# %% ../nbs/00c_files.ipynb #5956f780
-def _reason(error: Exception) -> str:
-    "Why a request failed, in words."
-    import requests
-    if error.response is not None: return f"the server answered {error.response.status_code} {error.response.reason}"
-    reasons = {
-        requests.exceptions.InvalidSchema: "the address, or the one it redirects to, is not https",
-        requests.exceptions.SSLError: "the server could not prove who it is (a proxy, or a wrong clock on this machine?)",
-        requests.Timeout: "no answer in time",
-        requests.exceptions.ChunkedEncodingError: "the connection broke off",
-        requests.ConnectionError: "no connection",
-    }
-    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error))
-
-
-def _advice(url: str, path: Path, reason: str) -> str:
-    "The message of a failed download."
-    return f"cannot download {url}: {reason}. Try again later, set PYTORCH_COURSE_MIRROR, or get the file another way and save it as {path}"
-
-
-def _verify(remote: RemoteFile, url: str, temporary: Path, path: Path):
-    "Compare the hash of what was received with what was expected."
-    kind, _, expected = remote.hash.partition(":")
-    found = file_hash(temporary, kind)
-    if found == expected: return
-    with temporary.open("rb") as file: is_page = b"<html" in file.read(2048).lower()
-    what = "a web page (a login page or a proxy?)" if is_page else "another file"
-    raise DownloadError(_advice(url, path, f"the server sent {what}: {kind} is {found}, expected {expected}"))
 
 # %% ../nbs/00c_files.ipynb #e0a8c5e4
 MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO = 2_000_000, 50 << 30, 200  # files; bytes; unpacked bytes per packed byte

@@ -61,7 +61,7 @@ def _write_cifar10(downloads: Path, folder: Path):
     from torchvision.datasets import CIFAR10
     _write_torchvision(CIFAR10, [RemoteFile(CIFAR10.url, f"md5:{CIFAR10.tgz_md5}")], downloads, downloads, folder)
 
-# %% ../nbs/01b_get_data.ipynb #b3acc29b
+# %% ../nbs/01b_get_data.ipynb #3f1dd658
 IMDB = RemoteFile(  # A. Maas et al., "Learning Word Vectors for Sentiment Analysis", ACL 2011
     "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "md5:7c2ac02c03563afcf9b574c7e56c153a"
 )
@@ -69,7 +69,7 @@ IMDB = RemoteFile(  # A. Maas et al., "Learning Word Vectors for Sentiment Analy
 
 def _is_review(name: str) -> bool:
     "A labeled review of the IMDB archive: `aclImdb/train/pos/0_9.txt`."
-    *_, split, label, file = ("", "", *PurePosixPath(name).parts)
+    *_, split, label, file = ("", "", *PurePosixPath(name).parts)  # the last three parts; empty ones in front for shorter names
     return split in ("train", "test") and label in ("neg", "pos") and file.endswith(".txt")
 
 

@@ -246,7 +246,60 @@ def _add_predict(commands):
     add("--device", default="cpu", help="cpu, cuda, mps ... (default: %(default)s, the fastest for a few pictures)")
     parser.set_defaults(run=_predict)
 
-# %% ../nbs/06_going_modular.ipynb #e9b12a2f
+# %% ../nbs/06_going_modular.ipynb #005dc2dd
+def _evaluate(args: argparse.Namespace):
+    "Accuracy and a table per class on test pictures; the confusion matrix as a picture."
+    from torch.utils.data import DataLoader
+    from pytorch_course import data, evaluation, save_load
+    from pytorch_course.get_data import get_data
+    from pytorch_course.tensors import pick_device
+    device = pick_device(args.device)
+    model, info = save_load.load_model(args.model_file, device)
+    test_dir = args.test_dir or data.find_splits(get_data(args.data or "digits", args.root))[1]
+    dataset = data.ImageFolder(test_dir, info.transform)
+    if dataset.classes != info.class_names:
+        raise ValueError(f"{test_dir} has the classes {dataset.classes}, but the model was trained on {info.class_names}")
+    found = evaluation.evaluate_model(model, DataLoader(dataset, 64, num_workers=args.num_workers), info.class_names, device)
+    place = Path(args.model_file)
+    plot = Path(args.plot or (place if place.is_dir() else place.parent)/"confusion_matrix.png")
+    evaluation.plot_confusion_matrix(found.matrix, info.class_names).savefig(plot, dpi=150)
+    report = {"accuracy": found.accuracy, "classes": list(found.table), "confusion_matrix": found.matrix.tolist()}
+    print(json.dumps(report, indent=2) if args.json else f"{found}\n\nconfusion matrix: {plot}")
+
+
+def _add_evaluate(commands):
+    parser = commands.add_parser(
+        "evaluate", help="measure a trained model on test pictures", allow_abbrev=False,
+        description="Print accuracy, precision and recall for each class of the test pictures, and save the confusion matrix as a picture.",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("model_file", metavar="MODEL", help="model.pt as saved by train, or the run's folder")
+    add("--data", help="data set (see get-data), or a folder or zip file; its test part is used (default: digits)")
+    add("--test_dir", help="folder of class folders, instead of --data")
+    add("--root", default="data", help="folder for data sets (default: %(default)s)")
+    add("--plot", metavar="OUT.png", help="where to save the confusion matrix (default: confusion_matrix.png beside the model)")
+    add("--json", action="store_true", help="print JSON instead of text")
+    add("--num_workers", type=_number(int, 0), default=0, metavar="N", help="processes that read pictures (default: %(default)s)")
+    add("--device", help="cpu, cuda, mps ... (default: the best one there is)")
+    parser.set_defaults(run=_evaluate)
+
+# %% ../nbs/06_going_modular.ipynb #351a8d78
+def _scaffold(args: argparse.Namespace):
+    "Write the scripts and say how to begin."
+    from pytorch_course.scaffold import scaffold
+    print(*scaffold(args.directory), sep="\n")
+    print(f"next: {shlex.join(['cd', args.directory])} && python get_data.py && python train.py")
+
+
+def _add_scaffold(commands):
+    parser = commands.add_parser(
+        "scaffold", help="write stand-alone scripts to build on", allow_abbrev=False,
+        description="Write train.py, predict.py and what they need into a folder; they run with torch, torchvision and tqdm, without this package.",
+    )  # fmt: skip
+    parser.add_argument("directory", metavar="DIR", help="new or empty folder")
+    parser.set_defaults(run=_scaffold)
+
+# %% ../nbs/06_going_modular.ipynb #ac870e46
 def _one_line(error: Exception) -> str:
     "An error's message without line breaks; of an operating system's error, the words and the file."
     message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
@@ -260,7 +313,7 @@ def main(
     parser = _Parser(prog="pytorch-course", description="Train image classifiers and use them.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"pytorch_course {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_get_data, _add_train, _add_predict): add(commands)
+    for add in (_add_get_data, _add_train, _add_predict, _add_evaluate, _add_scaffold): add(commands)
     args = parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
     try:
         args.run(args)

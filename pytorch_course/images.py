@@ -74,7 +74,7 @@ def open_image(
         reason = error
     raise ImageError(f"cannot read {path}: {reason}")
 
-# %% ../nbs/00b_images.ipynb #3bab6072
+# %% ../nbs/00b_images.ipynb #7c58a15c
 @dataclass(frozen=True)
 class ImageTransform:
     """Picture to normalized `float32` tensor `(channels, image_size, image_size)`.
@@ -94,7 +94,8 @@ class ImageTransform:
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{name} needs 1 or {self.channels} values, not {len(values)}")
-            object.__setattr__(self, name, values)  # lists, as read from a file, become tuples
+            # Lists, as read from a file, become tuples; `frozen` forbids the plain `self.mean = values`.
+            object.__setattr__(self, name, values)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         "Prepare one picture of any size and mode."

@@ -134,10 +134,10 @@ class Cifar10Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.model(x)
 
-# %% ../nbs/02_model.ipynb #5650e90c
+# %% ../nbs/02_model.ipynb #1fd4478d
 @register_model
 class Net(nn.Module):
-    """Binary classifier; `(N, 3, H, W)` of any size from 10 pixels in, probabilities `(N, 1)` out. 54,273 parameters.
+    """Binary classifier; `(N, 3, H, W)` of any size from 14 pixels in, probabilities `(N, 1)` out. 54,273 parameters.
 
     Its output is a probability already: use `nn.BCELoss`, not a loss that expects logits.
     """

@@ -31,29 +31,42 @@ def contact_sheet(
     Image.fromarray(np.vstack(rows)).save(buffer := io.BytesIO(), "JPEG", quality=56, optimize=True)
     return buffer.getvalue()
 
-# %% ../nbs/00d_painting.ipynb #584ffbe5
-def noise(rng: Rng, size: int, cells: int) -> np.ndarray:
-    "Smooth noise, `(size, size)`, about -1 to 1: a random grid of `cells` x `cells`, enlarged."
+# %% ../nbs/00d_painting.ipynb #0f05286c
+def noise(
+    rng: Rng,
+    size: int,  # side of the field in pixels
+    cells: int,  # random numbers along a side: few give clouds, many give sand
+) -> np.ndarray:  # `(size, size)`, float32, about -1 to 1
+    "Smooth noise: a random grid of `cells` x `cells`, enlarged."
     grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def blur(field: np.ndarray, radius: float) -> np.ndarray:
-    "A quick blur of a `(size, size)` field: shrink and enlarge; the radius is a share of the side."
+def blur(
+    field: np.ndarray,  # `(size, size)`
+    radius: float,  # a share of the side: 0.01 of 200 pixels are 2
+) -> np.ndarray:  # `(size, size)`, float32
+    "A quick blur: shrink and enlarge."
     small = Image.fromarray(np.float32(field)).reduce(max(1, round(radius * len(field))))
     return np.asarray(small.resize(field.shape, Image.Resampling.BICUBIC))
 
 
-def polar(radius: float | np.ndarray, angle: float | np.ndarray) -> np.ndarray:
-    "Points `(..., 2)` at a distance from the origin and an angle in radians."
+def polar(
+    radius: float | np.ndarray,  # distance from the origin
+    angle: float | np.ndarray,  # radians, 0 along x, growing toward y (which is down in a picture)
+) -> np.ndarray:  # points `(..., 2)`, x and y
+    "Points at a distance from the origin and an angle."
     return np.stack(np.broadcast_arrays(radius * np.cos(angle), radius * np.sin(angle)), axis=-1)
 
 
-def strokes(rng: Rng, size: int, count: int, length: float, width: float) -> np.ndarray:
-    """Short straight strokes at random places, `(size, size)`: fibers, grains, marbling.
-
-    -1 where there is no stroke, up to 1 where there is. Length and width are shares of the side.
-    """
+def strokes(
+    rng: Rng,
+    size: int,  # side of the field in pixels
+    count: int,  # how many
+    length: float,  # of each, as a share of the side
+    width: float,  # of each, as a share of the side; at least a pixel
+) -> np.ndarray:  # `(size, size)`, float32: -1 where there is no stroke, up to 1 where there is
+    "Short straight strokes at random places and angles: fibers, grains, marbling."
     middle, half = rng.random((count, 2)), polar(length / 2, rng.uniform(0, math.pi, count))
     ends, tones = np.hstack([middle - half, middle + half]) * size, rng.integers(130, 256, count)
     picture = Image.new("L", (size, size))
@@ -62,9 +75,12 @@ def strokes(rng: Rng, size: int, count: int, length: float, width: float) -> np.
         draw.line(stroke, fill=tone, width=max(1, round(width * size)))
     return np.asarray(picture.filter(ImageFilter.GaussianBlur(size * 0.002)), np.float32) / 127.5 - 1
 
-# %% ../nbs/00d_painting.ipynb #56c8017b
-def spun(points: np.ndarray, turn: float) -> np.ndarray:
-    "The points `(N, 2)`, rotated about the origin by an angle in radians."
+# %% ../nbs/00d_painting.ipynb #4bd03716
+def spun(
+    points: np.ndarray,  # an outline or a path, `(N, 2)`
+    turn: float,  # radians, in the direction of `polar`
+) -> np.ndarray:  # `(N, 2)`
+    "The points, rotated about the origin."
     c, s = math.cos(turn), math.sin(turn)
     return points @ np.array([[c, s], [-s, c]])
 
@@ -85,13 +101,20 @@ def blob(
     return corners * (rx, rx if ry is None else ry)
 
 
-def arc(radius: float, start: float, stop: float) -> np.ndarray:
-    "A path of 16 points along a circle, from one angle to another."
+def arc(
+    radius: float,
+    start: float,  # radians
+    stop: float,  # radians; 6.3 more than `start` is a full circle
+) -> np.ndarray:  # `(16, 2)`
+    "A path along a circle, from one angle to another."
     return polar(radius, np.linspace(start, stop, 16))
 
 
-def line(length: float, bend: float = 0.0) -> np.ndarray:
-    "A path of 16 points through the origin, straight or bent."
+def line(
+    length: float,
+    bend: float = 0.0,  # 0 is straight; the middle moves aside by a quarter of `bend * length`
+) -> np.ndarray:  # `(16, 2)`
+    "A path from left to right with the origin in its middle, straight or bent."
     t = np.linspace(-0.5, 0.5, 16)
     return length * np.stack([t, bend * (0.25 - t**2)], axis=1)
 
@@ -107,16 +130,21 @@ def ribbon(
     half = np.interp(np.linspace(0, 1, len(path)), np.linspace(0, 1, len(widths)), widths / 2)[:, None]
     return np.concatenate([path + half * normal, (path - half * normal)[::-1]])
 
-# %% ../nbs/00d_painting.ipynb #626fee5a
-def scatter(rng: Rng, count: int, reach: float, gap: float) -> list[list[float]]:
-    "Up to `count` random spots `[x, y]` in a disk of radius `reach`, all more than `gap` apart."
+# %% ../nbs/00d_painting.ipynb #26845b32
+def scatter(
+    rng: Rng,
+    count: int,  # the most there will be; fewer when the disk is too small for so many
+    reach: float,  # radius of the disk around the origin
+    gap: float,  # any two are farther apart than this
+) -> list[list[float]]:  # `[x, y]` each
+    "Random spots in a disk that keep their distance from each other."
     darts, spots = polar(reach * rng.random(count * 12) ** 0.5, rng.uniform(0, 6.3, count * 12)), []
     for dart in darts.tolist():
         if len(spots) < count and all(math.dist(dart, spot) > gap for spot in spots):
             spots.append(dart)
     return spots
 
-# %% ../nbs/00d_painting.ipynb #eceb42b6
+# %% ../nbs/00d_painting.ipynb #4d67763c
 @dataclass
 class Canvas:
     "A picture in the making: what every pixel looks like, and where the camera is."
@@ -131,8 +159,11 @@ class Canvas:
     textures: dict[str, np.ndarray]  # `(H, W)` each: slow noise `"cloud"`, fine noise `"grain"`; add your own
 
 
-def new_canvas(rng: Rng, size: int) -> Canvas:
-    "An empty canvas of `size` x `size` pixels, seen by a camera at a random place."
+def new_canvas(
+    rng: Rng,  # places the camera, makes the textures, and stays with the canvas for all that follows
+    size: int,  # side in pixels; `photograph` halves it
+) -> Canvas:  # black, flat, nearly dull
+    "An empty canvas, seen by a camera at a random place."
     turn, squeeze, scale = rng.uniform(0, 2 * math.pi), rng.uniform(0.68, 1), size * rng.uniform(0.4, 0.54)
     textures = {"cloud": noise(rng, size, 12) + 0.5 * noise(rng, size, 30),
                 "grain": 0.6 * noise(rng, size, 64) + 0.6 * noise(rng, size, 128)}
@@ -144,9 +175,12 @@ def new_canvas(rng: Rng, size: int) -> Canvas:
 
 
 def stencil(
-    canvas: Canvas, points: np.ndarray, lift: float = 0.0, soft: float = 0.0
+    canvas: Canvas,  # its camera decides where the outline falls
+    points: np.ndarray,  # the outline, `(N, 2)`, units
+    lift: float = 0.0,  # height at which it floats, units
+    soft: float = 0.0,  # blur of the border, as a share of the picture
 ) -> tuple[tuple[slice, slice], np.ndarray]:  # rows and columns of a box, and a mask `(h, w)` from 0 to 1
-    "The smallest box around an outline, and how much of each of its pixels is inside; see `paint`."
+    "The smallest box around an outline, and how much of each of its pixels is inside."
     size = len(canvas.height)
     xy = points @ canvas.matrix.T + canvas.center - (0, lift * canvas.lean)
     margin = 1 + 3 * soft * size
@@ -158,21 +192,30 @@ def stencil(
     return np.s_[y0:y1, x0:x1], np.asarray(mask, np.float32) / 255
 
 
-def coverage(canvas: Canvas, points: np.ndarray, lift: float = 0.0, soft: float = 0.0) -> np.ndarray:
-    "The mask of an outline for the whole picture, `(H, W)`, 0 to 1."
+def coverage(
+    canvas: Canvas,
+    points: np.ndarray,  # the outline, `(N, 2)`, units
+    lift: float = 0.0,  # as for `stencil`
+    soft: float = 0.0,  # as for `stencil`
+) -> np.ndarray:  # `(H, W)`, 0 outside to 1 inside; fits `clip` of `paint`
+    "The mask of an outline for the whole picture."
     whole = np.zeros_like(canvas.height)
     box, mask = stencil(canvas, points, lift, soft)
     whole[box] = mask
     return whole
 
-# %% ../nbs/00d_painting.ipynb #1deeb5cd
+# %% ../nbs/00d_painting.ipynb #5a857c18
 def pick(rng: Rng, options: list | tuple):
     "One of the options."
     return options[rng.integers(len(options))]
 
 
-def pigment(rng: Rng, color: Color | list[Color], spread: float = 0.06) -> np.ndarray:
-    "A color close to this one (or to one of these), as an array `(3, 1, 1)` from 0 to 1."
+def pigment(
+    rng: Rng,
+    color: Color | list[Color],  # 0 to 255; one of a list is picked
+    spread: float = 0.06,  # how far it strays, relative: each channel by itself, and all together; 0 is exact
+) -> np.ndarray:  # `(3, 1, 1)`, float32, 0 to 1
+    "A color close to this one (or to one of these), ready to be mixed into a picture."
     color = np.asarray(pick(rng, color) if isinstance(color, list) else color, np.float32)
     varied = color * (1 + spread * rng.normal(size=3)) * (1 + spread * rng.normal())
     return np.float32(np.clip(varied, 0, 255)[:, None, None] / 255)
@@ -225,9 +268,13 @@ def place(
     for outline, look in thing:
         paint(canvas, spun(size * outline, turn) + spot, **(look | common))
 
-# %% ../nbs/00d_painting.ipynb #aa096406
-def shadows(height: np.ndarray, lx: float, ly: float) -> np.ndarray:
-    "Where something higher, in pixels, stands toward the lamp at `(lx, ly)`: 0 in the light, 1 in the dark."
+# %% ../nbs/00d_painting.ipynb #0086fd07
+def shadows(
+    height: np.ndarray,  # `(size, size)`, in pixels
+    lx: float,  # the lamp's direction: to the right
+    ly: float,  # and down; `(lx, ly)` has length 1
+) -> np.ndarray:  # `(size, size)`, 0 in the light to 1 in the dark
+    "Where something higher stands between the ground and the lamp."
     size, dark = len(height), np.zeros_like(height)
     padded = np.pad(height, size, mode="edge")
     for reach in size * np.array([0.016, 0.032, 0.048, 0.064]):
@@ -236,8 +283,10 @@ def shadows(height: np.ndarray, lx: float, ly: float) -> np.ndarray:
     return np.clip(blur(np.clip(dark / (0.02 * size), 0, 1), 0.012), 0, 1)
 
 
-def light(canvas: Canvas) -> np.ndarray:
-    "The picture `(3, H, W)` under one lamp at a random side: slopes, cast shadows, highlights."
+def light(
+    canvas: Canvas,  # painted; it is not changed, only its `rng` moves on
+) -> np.ndarray:  # `(3, H, W)`, about 0 to 1; highlights may be above
+    "The picture under one lamp at a random side: slopes, cast shadows, highlights."
     rng, ramp = canvas.rng, np.linspace(-1, 1, len(canvas.height), dtype=np.float32)
     (lx, ly), strength = polar(1, rng.uniform(0, 2 * math.pi)).tolist(), rng.uniform(0.45, 0.95)
     height = sum(share * blur(canvas.height, r) for share, r in ((0.45, 0.004), (0.35, 0.012), (0.2, 0.03)))
@@ -269,14 +318,16 @@ def photograph(
     picture = Image.fromarray((255 * np.clip(shot, 0, 1)).astype(np.uint8).transpose(1, 2, 0).copy())
     return picture.filter(ImageFilter.GaussianBlur(focus * size / 128)) if focus else picture
 
-# %% ../nbs/00d_painting.ipynb #6ccf1553
+# %% ../nbs/00d_painting.ipynb #d1817a8b
 WOODS = [(150, 98, 58), (188, 140, 92), (104, 66, 44), (206, 172, 128), (78, 58, 48), (128, 112, 98)]
 CLOTHS = [(178, 84, 74), (84, 106, 140), (112, 134, 106), (214, 196, 160), (96, 96, 102), (226, 222, 212)]
 STONES = [(58, 62, 68), (86, 88, 90), (218, 214, 208), (150, 142, 132), (38, 38, 42)]
 GLAZES = [(238, 236, 230), (228, 222, 210), (52, 56, 62), (96, 112, 130), (196, 178, 150), (150, 152, 156)]
 
 
-def ramps(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+def ramps(
+    canvas: Canvas,
+) -> tuple[np.ndarray, np.ndarray]:  # `(H, W)` each; one unit is the side of the picture
     "Two coordinates at a right angle, turned at random: the directions of planks and stripes."
     v, u = np.mgrid[:1:len(canvas.height) * 1j, :1:len(canvas.height) * 1j].astype(np.float32)
     c, s = polar(1, canvas.rng.uniform(0, math.pi)).astype(np.float32)
@@ -332,7 +383,11 @@ def lay_table(canvas: Canvas) -> None:
     place(canvas, pick(rng, (plate(rng), plate(rng), board, board, [])), size=rng.uniform(1.06, 1.35))
 
 
-def snapshot(draw: Callable[[Canvas], None], rng: Rng, size: int) -> Image.Image:
+def snapshot(
+    draw: Callable[[Canvas], None],  # paints on the canvas, around the origin, with `canvas.rng`
+    rng: Rng,  # the picture follows from it: table, object, light and camera
+    size: int,  # side of the picture in pixels; it is painted at twice the size
+) -> Image.Image:  # mode RGB, `(size, size)`
     "Lay a table, let `draw` paint something on it, switch on the light, press the shutter."
     canvas = new_canvas(rng, 2 * size)
     lay_table(canvas)

@@ -77,14 +77,7 @@ GRAMMAR = {  # name -> what it may stand for, separated by "|"
     "last": "Farrow|Brandt|Castellan|Moreau|Whitlock|Sato|Dahl|Quist",
 }
 
-# %% ../nbs/01a_reviews.ipynb #79dc2fdf
-class Review(NamedTuple):
-    "A film review: `text`, `label` (0: negative, 1: positive) and `stars` (1 to 4, or 7 to 10)."
-    text: str
-    label: int
-    stars: int
-
-
+# %% ../nbs/01a_reviews.ipynb #e1c79c63
 class _Reviewer:
     "Writes one review; remembers what it has said."
 
@@ -119,6 +112,13 @@ class _Reviewer:
         said = [self.say("start")] if self.rng.random() < 0.6 else []
         said += [self.sentence(kind) for kind in kinds]
         return said + ([self.say("end_pos" if self.label else "end_neg")] if self.rng.random() < 0.4 else [])
+
+# %% ../nbs/01a_reviews.ipynb #845eba74
+class Review(NamedTuple):
+    "A film review: `text`, `label` (0: negative, 1: positive) and `stars` (1 to 4, or 7 to 10)."
+    text: str
+    label: int
+    stars: int
 
 
 def _typed(sentences: list[str], rng: np.random.Generator) -> str:

@@ -13,7 +13,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-# %% ../nbs/00_tensors.ipynb #27633563
+# %% ../nbs/00_tensors.ipynb #21180d3b
 @dataclass(frozen=True)
 class TensorDescription:
     "What `describe` found out about a tensor; shows itself as one line."
@@ -43,10 +43,10 @@ def _readable_size(size: int) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024: break
         size /= 1024
-    else: unit = "TiB"
+    else: unit = "TiB"  # the `else` of a loop runs when it was not left by `break`
     return f"{size:.4g} {unit}"
 
-# %% ../nbs/00_tensors.ipynb #5793c5aa
+# %% ../nbs/00_tensors.ipynb #668c6afe
 def describe(
     tensor: torch.Tensor,  # any shape, dtype and device; it is not changed
 ) -> TensorDescription:  # shape, dtype, device, min, mean, max, number of NaN and Inf, bytes
@@ -56,7 +56,7 @@ def describe(
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"describe() needs a torch.Tensor, received {type(tensor).__name__}; "
                         "torch.as_tensor(...) makes one from a list or an array")
-    values = tensor.detach()
+    values = tensor.detach()  # without a history of gradients
     if values.device.type == "mps": values = values.cpu()  # MPS has no 64-bit floats
     if values.is_floating_point() and values.itemsize < 4: values = values.float()
     num_nan, num_inf = int(values.isnan().sum()), int(values.isinf().sum())
@@ -72,7 +72,7 @@ def _extremes(values: torch.Tensor) -> tuple:
     if values.is_complex() or values.numel() == 0: return None, None
     if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch has no min and max for these
         low, high = values.flatten().sort().values[[0, -1]]
-    else: low, high = values.aminmax()
+    else: low, high = values.aminmax()  # both in one pass
     return low.item(), high.item()
 
 # %% ../nbs/00_tensors.ipynb #326f7809

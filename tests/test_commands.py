@@ -133,6 +133,8 @@ BAD_LINES = {
     "predict plain.pth a.png": "weights without a description",
     "predict pickled.pt a.png": "could run any code",
     "predict": "required: MODEL, IMAGE",
+    "evaluate missing.pt": "no model file at missing.pt",
+    "scaffold pets": "pets is not an empty folder",
     "frobnicate": "invalid choice: 'frobnicate'",
     "": "required: COMMAND",
 }
@@ -243,10 +245,28 @@ def test_predict_names_the_picture_and_prints_nothing_else(digits_run, command, 
     assert not (tmp_path / "out.png").exists()
 
 
+# --- evaluate ---
+
+
+def test_evaluate(digits_run, command, tmp_path):
+    folder, _ = digits_run
+    shutil.copy(folder / "runs" / "digits-tinyvgg" / "model.pt", tmp_path / "model.pt")
+    done = command("evaluate", "model.pt", "--data", folder / "data" / "digits", "--json")
+    assert (done.status, done.err) == (0, "")
+    found = json.loads(done.out)
+    config = json.loads((folder / "runs" / "digits-tinyvgg" / "config.json").read_text())
+    assert found["accuracy"] == pytest.approx(config["model_info"]["metrics"]["test_acc"])
+    matrix = found["confusion_matrix"]
+    assert sum(map(sum, matrix)) == 360
+    assert sum(matrix[i][i] for i in range(10)) / 360 == pytest.approx(found["accuracy"])
+    assert [row["support"] for row in found["classes"]] == [sum(row) for row in matrix]
+    assert Image.open(tmp_path / "confusion_matrix.png").width > 500
+
+
 # --- speed of starting ---
 
 
-@pytest.mark.parametrize("line", ["--help", "get-data --help", "train --help", "predict --help", "--version"])
+@pytest.mark.parametrize("line", ["--help", "get-data --help", "train --help", "predict --help", "evaluate --help", "scaffold --help", "--version"])
 def test_help_is_instant(line):
     script = Path(sys.executable).with_name("pytorch-course")
     times = []

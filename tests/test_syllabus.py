@@ -47,7 +47,7 @@ TOPICS = {
     "samplers": ("01d_datasets", "## In which order?"),
     "unbalanced classes": ("01d_datasets", "### Rare classes"),
     "getting data": ("01b_get_data", "## One name for each set"),
-    "drawn pictures": ("01a_food_shapes", "# "),
+    "making a data set": ("01a_food_shapes", "# "),
     "raw label<TAB>text lines; tabs in the text": ("01c_text", "### Mistake: a tab inside the text"),
     "one sample per file; listdir order": ("01c_text", "### Mistake: the order of the directory"),
     "clean and tokenize: the empty word": ("01c_text", "### Mistake: splitting at the space"),
@@ -85,6 +85,26 @@ TOPICS = {
     "vector-Jacobian products, jacrev, vjp": ("03_autograd", "## When the result is not a single number"),
     "double backward": ("03_autograd", "## Gradients of gradients"),
     "gradient checking": ("03_autograd", "## Trust, but check"),
+    # 04 Training
+    "loss functions; CrossEntropy = LogSoftmax + NLL": ("04_training", "## The loss: how wrong, as one number"),
+    "optimizers": ("04_training", "## The optimizer: one step downhill"),
+    "five training steps, three testing steps; script style": ("04_training", "## Five steps to train, three to test"),
+    "weighted by samples": ("04_training", "### Mistake: the mean of batch means"),
+    "function style": ("04_training", "## Function style"),
+    "class style": ("04_training", "## Class style"),
+    "loss curves": ("04_training", "## Read the curves"),
+    "hyperparameters": ("04_training", "## Hyperparameters"),
+    "linear regression from start to end": ("07_workflow", "# "),
+    "bugs that raise no error": ("03b_checks", "# "),
+    "confusion matrix": ("04e_evaluation", "# "),
+    # 05 Save and load
+    "state_dict, map_location": ("05_save_load", "## What is there to save?"),
+    "state_dict aliases live weights": ("05_save_load", "### Mistake: best weights that keep changing"),
+    "whole-model pickles": ("05_save_load", "### Mistake: saving the whole model"),
+    "self-describing file": ("05_save_load", "## A file that explains itself"),
+    # 06 Going modular
+    "cell mode against script mode": ("06_going_modular", "## Cells are good for thinking"),
+    "commands": ("06_going_modular", "## A command is a function with a front door"),
     # mistakes that belong to these lessons
     "one sigmoid output with CrossEntropyLoss": ("03_autograd", "### Mistake: one sigmoid output with CrossEntropyLoss"),
     "training transform on validation data": ("01d_datasets", "### Mistake: training transform on validation data"),
@@ -123,6 +143,12 @@ APIS = {
     "training.test_step": ["model", "dataloader", "loss_fn", "device"],
     "training.train": ["model", "train_dataloader", "test_dataloader", "optimizer", "loss_fn", "epochs", "device"],
     "training.plot_loss_curves": ["results"],
+    "training.Trainer": ["model", "loss_fn", "optimizer", "metrics"],
+    "training.Trainer.fit": ["self", "epochs", "train_dataloader", "valid_dataloader"],
+    "training.Trainer.evaluate": ["self", "dataloader"],
+    "training.Trainer.predict": ["self", "dataloader"],
+    "training.Trainer.overfit_one_batch": ["self", "dataloader"],
+    "evaluation.plot_predictions": ["train_data", "train_labels", "test_data", "test_labels", "predictions"],
     "save_load.save_model": ["model", "target_dir", "model_name"],
     "save_load.load_model": ["path"],
 }
@@ -138,8 +164,9 @@ def test_topic_has_its_heading(topic):
 
 @pytest.mark.parametrize("name", APIS)
 def test_api_has_its_name_and_arguments(name):
-    module, attribute = name.split(".")
-    found = getattr(import_module(f"pytorch_course.{module}"), attribute)
+    module, *attributes = name.split(".")
+    found = import_module(f"pytorch_course.{module}")
+    for attribute in attributes: found = getattr(found, attribute)
     parameters = list(inspect.signature(found).parameters)
     assert parameters[: len(APIS[name])] == APIS[name]
     assert inspect.getdoc(found), f"{name} has no docstring"
