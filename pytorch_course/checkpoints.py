@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['get_random_state', 'set_random_state', 'save_checkpoint', 'LoadReport', 'load_checkpoint', 'load_weights']
 
-# %% ../nbs/05b_checkpoints.ipynb #23293f4a
+# %% ../nbs/05b_checkpoints.ipynb #8d32b26d
 import random
-import zipfile
-import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,7 +17,7 @@ import torch
 from torch import nn
 from . import __version__
 from .files import atomic_write
-from .save_load import ModelFileError, _read_safetensors, _read_torch
+from .save_load import ModelFileError, naming_the_file, read_weights_file
 
 # %% ../nbs/05b_checkpoints.ipynb #cac49a0f
 def get_random_state() -> dict:  # tensors, numbers, strings and lists only
@@ -170,26 +167,7 @@ def _compare(model: nn.Module, weights: dict, source: str, rename=None) -> tuple
         else: report.wrong_shape[name] = there, here
     return report, {ours[name]: theirs[name] for name in report.matched}
 
-# %% ../nbs/05b_checkpoints.ipynb #fe6013e9
-_UNUSABLE = (ValueError, LookupError, TypeError, RuntimeError, AttributeError, OSError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error)
-
-
-@contextmanager
-def _naming(source: str) -> Iterator[None]:
-    "Whatever is wrong with a file, say it in one `ModelFileError` that names it."
-    try: yield
-    except (FileNotFoundError, PermissionError): raise  # they name it already
-    except _UNUSABLE as error: raise ModelFileError(f"cannot load {source}: {' '.join(str(error).split())}") from error
-
-
-def _read(path: Path) -> dict:
-    "Content of a `.pt`, `.pth` or `.safetensors` file: tensors on the CPU and plain values."
-    if not path.is_file(): raise FileNotFoundError(f"no file {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, Mapping): raise ModelFileError(f"it holds a {type(content).__name__}, no weights by name")
-    return content
-
-
+# %% ../nbs/05b_checkpoints.ipynb #5843ee38
 def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
     "`(name, object, saved state)` for all that is given. Raises `ModelFileError` when names differ."
     given, saved = _named(given, kind), content[kind]
@@ -222,8 +200,8 @@ def load_checkpoint(
     Everything is compared first. Raises `FileNotFoundError`, or `ModelFileError` naming the file when it is damaged, no checkpoint, or does not fit.
     """
     path = Path(path)
-    with _naming(path):
-        content = _read(path)
+    with naming_the_file(path):
+        content = read_weights_file(path)
         if content.get("format") != _FORMAT: raise ModelFileError("not a checkpoint of this course; load_weights takes weights from most files")
         to_fill = []
         for name, model, weights in _pairs(models, content, "models", training):
@@ -239,7 +217,7 @@ def load_checkpoint(
         if training: set_random_state(content["random_state"])
     return content["values"]
 
-# %% ../nbs/05b_checkpoints.ipynb #09dfded5
+# %% ../nbs/05b_checkpoints.ipynb #f5a77778
 def _find_weights(content: Mapping, name: str | None) -> dict[str, torch.Tensor]:
     "The tensors by name in what a file holds. Raises `ModelFileError` when it is not clear which."
     if content.get("format") == _FORMAT:
@@ -268,8 +246,8 @@ def load_weights(
     """
     given = isinstance(weights_or_path, Mapping)
     source = "the given weights" if given else str(weights_or_path)
-    with _naming(source):
-        weights = _find_weights(weights_or_path if given else _read(Path(weights_or_path)), name)
+    with naming_the_file(source):
+        weights = _find_weights(weights_or_path if given else read_weights_file(weights_or_path), name)
         report, fitting = _compare(model, weights, source, rename)
         if not report.matched:
             here, there = next(iter(model.state_dict()), "nothing"), next(iter(weights), "no tensors")

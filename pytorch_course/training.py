@@ -90,7 +90,7 @@ class EpochMeter:
         means = (sizes @ torch.stack(self.rows).cpu().double() / sizes.sum()).tolist()
         return dict(zip(("loss", *self.functions), means)) | {name: float(metric.compute()) for name, metric in self.objects.items()}
 
-# %% ../nbs/04_training.ipynb #acda99a0
+# %% ../nbs/04_training.ipynb #e01b2ce6
 def to_device(
     batch,  # a tensor, or lists, tuples and dictionaries of them
     device: str | torch.device,  # where to
@@ -110,7 +110,7 @@ def run_epoch(
     step: Callable,  # `step(X, y) -> (loss, logits)`
     update: Callable | None = None,  # `update(loss)` changes the weights; `None`: measure without gradients
 ) -> dict[str, float]:  # means over all samples, `{"loss": ..., <metric>: ...}`
-    "The one loop of this package: training and testing, functions and `Trainer` all run through it."
+    "The one loop: training and testing both run through it."
     model.train(update is not None)
     with nullcontext() if update else torch.inference_mode():
         for X, y in dataloader:

@@ -102,7 +102,13 @@ TOPICS = {
     "state_dict aliases live weights": ("05_save_load", "### Mistake: best weights that keep changing"),
     "whole-model pickles": ("05_save_load", "### Mistake: saving the whole model"),
     "self-describing file": ("05_save_load", "## A file that explains itself"),
+    "checkpoints of one or several models": ("05b_checkpoints", "## Several models in one file"),
+    "warm starts": ("05b_checkpoints", "## Warm starts"),
+    "VGG16-style pretrained weights": ("05b_checkpoints", "## The weights of a giant"),
+    "same-seed resume replays epoch 0's order": ("05b_checkpoints", "### Mistake: the order of epoch 0, again"),
+    "saving over the only checkpoint": ("05b_checkpoints", "### Mistake: saving over the only checkpoint"),
     # 06 Going modular
+    "script without a __main__ guard": ("05c_scaffold", "### Mistake: a script without a guard"),
     "cell mode against script mode": ("06_going_modular", "## Cells are good for thinking"),
     "commands": ("06_going_modular", "## A command is a function with a front door"),
     # mistakes that belong to these lessons
@@ -151,6 +157,11 @@ APIS = {
     "evaluation.plot_predictions": ["train_data", "train_labels", "test_data", "test_labels", "predictions"],
     "save_load.save_model": ["model", "target_dir", "model_name"],
     "save_load.load_model": ["path"],
+    "checkpoints.load_weights": ["model"],
+    "checkpoints.save_checkpoint": ["path"],
+    "scaffold.scaffold": ["directory"],
+    "tracking.TensorBoard": ["log_dir"],
+    "callbacks.EarlyStopping": ["monitor", "patience"],
 }
 
 
