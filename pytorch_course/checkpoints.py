@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['get_random_state', 'set_random_state', 'save_checkpoint', 'LoadReport', 'load_checkpoint', 'load_weights']
 
-# %% ../nbs/05b_checkpoints.ipynb #8d32b26d
+# %% ../nbs/05b_checkpoints.ipynb #8bc1f633
+import copy
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
@@ -167,7 +168,7 @@ def _compare(model: nn.Module, weights: dict, source: str, rename=None) -> tuple
         else: report.wrong_shape[name] = there, here
     return report, {ours[name]: theirs[name] for name in report.matched}
 
-# %% ../nbs/05b_checkpoints.ipynb #5843ee38
+# %% ../nbs/05b_checkpoints.ipynb #f9cf19cd
 def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
     "`(name, object, saved state)` for all that is given. Raises `ModelFileError` when names differ."
     given, saved = _named(given, kind), content[kind]
@@ -187,6 +188,21 @@ def _check_same_kind(name: str, thing, saved: dict):
         if there != here: raise ModelFileError(f"{name} had {there} parameters in its groups when it was saved, now {here}")
 
 
+def _fill_all(to_fill: list[tuple], random_state: dict | None):
+    "Fill every `(name, object, state)` and set the dice, or, when one of them refuses, leave all of them as they were."
+    before = [(thing, copy.deepcopy(thing.state_dict())) for _, thing, _ in to_fill]
+    dice, name = get_random_state(), None
+    try:
+        for name, thing, state in to_fill: thing.load_state_dict(state)
+        name = "random_state"
+        if random_state: set_random_state(random_state)
+    except BaseException as error:
+        for thing, state in before: thing.load_state_dict(state)
+        set_random_state(dice)
+        if not isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)): raise
+        raise ModelFileError(f"{name} does not take its state back ({type(error).__name__}: {error}); nothing was changed") from error
+
+
 def load_checkpoint(
     path: str | Path,  # made by `save_checkpoint`
     *,
@@ -197,7 +213,7 @@ def load_checkpoint(
 ) -> dict:  # the `values` that were saved
     """Restore a checkpoint: models in train mode and all random states, or for evaluation models in eval mode.
 
-    Everything is compared first. Raises `FileNotFoundError`, or `ModelFileError` naming the file when it is damaged, no checkpoint, or does not fit.
+    Everything is compared first, and all of it is filled or nothing. Raises `FileNotFoundError`, or `ModelFileError` naming the file when it is damaged, no checkpoint, or does not fit.
     """
     path = Path(path)
     with naming_the_file(path):
@@ -207,14 +223,13 @@ def load_checkpoint(
         for name, model, weights in _pairs(models, content, "models", training):
             report, fitting = _compare(model, weights, str(path))
             if not report.complete: raise ModelFileError(f"{name} does not fit: {report._misfits()}")
-            to_fill.append((model, fitting))
+            to_fill.append((name, model, fitting))
         for kind, things in (("optimizers", optimizers), ("schedulers", schedulers)):
             for name, thing, saved in _pairs(things, content, kind, training):
                 _check_same_kind(name, thing, saved)
-                to_fill.append((thing, saved["state"]))
-        for thing, state in to_fill: thing.load_state_dict(state)
+                to_fill.append((name, thing, saved["state"]))
+        _fill_all(to_fill, content["random_state"] if training else None)
         for model in _named(models, "models").values(): model.train(training)
-        if training: set_random_state(content["random_state"])
     return content["values"]
 
 # %% ../nbs/05b_checkpoints.ipynb #f5a77778

@@ -259,7 +259,7 @@ def evaluate_model(
     table, accuracy = class_table(matrix, class_names), matrix.diagonal().sum().item() / len(y)
     return Evaluation(accuracy, loss, matrix, table, list(class_names), logits, y)
 
-# %% ../nbs/04e_evaluation.ipynb #237387dd
+# %% ../nbs/04e_evaluation.ipynb #1cdfbd43
 def plot_predictions(
     train_data: torch.Tensor,  # inputs of the training data, `(N,)` or `(N, 1)`, on any device
     train_labels: torch.Tensor,  # their true values, as many
@@ -278,7 +278,7 @@ def plot_predictions(
         if len(data) != len(labels):
             raise ValueError(f"{name}: {len(data)} inputs, but {len(labels)} values; there must be one number per sample")
         ax.scatter(data.numpy(), labels.numpy(), s=14, c=color, marker=marker, label=name)
-    ax.set(xlabel="x", ylabel="y")
+    ax.set(title="Data" if predictions is None else "Data and predictions", xlabel="x", ylabel="y")
     ax.grid(alpha=0.3)
     ax.legend()
     return figure

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_MEMBERS', 'MAX_UNPACKED', 'MAX_RATIO', 'atomic_write', 'whole_folder', 'file_hash', 'DownloadError', 'RemoteFile',
-           'download', 'extract_zip', 'extract_tar']
+           'bar_options', 'download', 'extract_zip', 'extract_tar']
 
-# %% ../nbs/00c_files.ipynb #b2752084
+# %% ../nbs/00c_files.ipynb #2f3e4491
 import gzip
 import hashlib
 import lzma
 import os
 import shutil
 import stat
+import sys
 import tarfile
 import time
 import zipfile
@@ -112,7 +113,15 @@ class RemoteFile:
         kind, _, expected = self.hash.partition(":")
         return path.is_file() and file_hash(path, kind) == expected
 
-# %% ../nbs/00c_files.ipynb #493c0e18
+# %% ../nbs/00c_files.ipynb #211c0645
+def bar_options(
+    show: bool = True,  # `False`: never
+) -> dict:  # keyword arguments for `tqdm(...)`
+    "A progress bar in a terminal or a notebook, which vanishes when it is done; none in a log file. The environment variable `TQDM_DISABLE=1` switches it off."
+    visible = show and (sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel"))
+    return {"leave": False} if visible else {"disable": True}
+
+# %% ../nbs/00c_files.ipynb #2c0f2c77
 def _https_session():
     "A session that speaks HTTPS only, also after a redirect; plain HTTP just to this machine itself."
     import requests  # only when something is downloaded: many programs never do
@@ -129,7 +138,7 @@ def _receive(url: str, path: Path, max_bytes: int, timeout: tuple[float, float])
         response.raise_for_status()
         length = int(response.headers.get("Content-Length", 0)) or None
         with path.open("wb") as file, tqdm(
-            total=length, unit="B", unit_scale=True, unit_divisor=1024, desc=path.stem.lstrip("."), disable=None, leave=False
+            total=length, unit="B", unit_scale=True, unit_divisor=1024, desc=path.stem.lstrip("."), **bar_options()
         ) as bar:
             for piece in response.iter_content(1 << 16):
                 file.write(piece)
@@ -196,7 +205,7 @@ def download(
         _verify(remote, url, temporary, path)
     return path
 
-# %% ../nbs/00c_files.ipynb #e0a8c5e4
+# %% ../nbs/00c_files.ipynb #3f1bfe2e
 MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO = 2_000_000, 50 << 30, 200  # files; bytes; unpacked bytes per packed byte
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
@@ -227,7 +236,7 @@ def _checked(members: Iterable[tuple[str, int, object]], packed: int, folder: Pa
 def _extract(archive, members: Iterable, path: Path, folder: Path, keep: Callable[[str], bool] | None, **options):
     "Check all members, then unpack those that are asked for; hidden files and `__MACOSX` are never."
     checked = _checked(members, path.stat().st_size, folder)
-    for name, member in tqdm(checked.items(), desc=path.name, unit=" files", disable=None, leave=False):
+    for name, member in tqdm(checked.items(), desc=path.name, unit=" files", **bar_options()):
         if any(part == "__MACOSX" or part.startswith(".") for part in PurePosixPath(name).parts): continue
         if keep is not None and not keep(name): continue
         try: archive.extract(member, folder, **options)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['IMDB', 'write_imdb', 'list_datasets', 'get_data']
 
-# %% ../nbs/01b_get_data.ipynb #feb90112
+# %% ../nbs/01b_get_data.ipynb #51804a43
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 from .data import find_splits, write_digits
-from .files import DownloadError, RemoteFile, download, extract_tar, extract_zip, whole_folder
+from .files import DownloadError, RemoteFile, bar_options, download, extract_tar, extract_zip, whole_folder
 from .food_shapes import write_food_shapes
 from .reviews import write_reviews
 
@@ -30,7 +30,7 @@ def _write_zip(remote: RemoteFile) -> Callable[[Path, Path], None]:
     "A function that fills a folder from a zip file."
     return lambda downloads, folder: extract_zip(download(remote, downloads), folder)
 
-# %% ../nbs/01b_get_data.ipynb #d34e26b3
+# %% ../nbs/01b_get_data.ipynb #1ca63c0b
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
 
 
@@ -38,7 +38,7 @@ def _write_split(dataset, folder: Path, description: str):
     "Write a torchvision data set of PIL pictures as PNG files in class folders."
     names = [name.replace("/", "-") for name in dataset.classes]  # "T-shirt/top" is no folder name
     for name in names: (folder/name).mkdir(parents=True)
-    for i, (image, number) in enumerate(tqdm(dataset, desc=description, unit=" files", disable=None, leave=False)):
+    for i, (image, number) in enumerate(tqdm(dataset, desc=description, unit=" files", **bar_options())):
         image.save(folder/names[number]/f"{i:05d}.png", compress_level=1)
 
 
@@ -103,7 +103,7 @@ def list_datasets() -> list[str]:
     "Names that `get_data` knows; the first three need no network."
     return list(_DATASETS)
 
-# %% ../nbs/01b_get_data.ipynb #686fce72
+# %% ../nbs/01b_get_data.ipynb #c4f77fe8
 def get_data(
     name: str | Path = "digits",  # one of `list_datasets()`, or a folder or zip file with `train/<class>/` and `test/<class>/`
     root: str | Path = "data",  # where named sets and unpacked archives are kept
@@ -137,9 +137,11 @@ def _write_named(name: str, downloads: Path, folder: Path):
 
 
 def _unpack(path: Path, folder: Path) -> Path:
-    "A local zip file as a folder; unpacked again only when the file has changed."
-    status = path.stat()
-    with whole_folder(folder, f"{path.name} {status.st_size} {status.st_mtime_ns}") as temporary:
+    "A local zip file as a folder; unpacked again, and replaced as a whole, only when the file has changed."
+    status, origin, note = path.stat(), str(path.resolve()), folder/".source"
+    if note.is_file() and not note.read_text(encoding="utf-8").startswith(f"{origin} "):
+        raise FileExistsError(f"{folder} was made from another source; remove it, or choose another root")
+    with whole_folder(folder, f"{origin} {status.st_size} {status.st_mtime_ns}") as temporary:
         if temporary:
             extract_zip(path, temporary)
             try: find_splits(temporary)

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from . import __version__
 
-# %% ../nbs/06_going_modular.ipynb #20430897
+# %% ../nbs/06_going_modular.ipynb #a441636d
 class _Parser(argparse.ArgumentParser):
     "Errors in one line, exit status 2."
     def error(self, message: str):
@@ -32,17 +32,19 @@ def _with_underscores(argv: list[str]) -> list[str]:
     def rename(word: str) -> str:
         name, equals, value = word.partition("=")
         return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
-    return [rename(word) for word in argv]
+    end = argv.index("--") if "--" in argv else len(argv)  # behind a bare -- there are only values
+    return [rename(word) for word in argv[:end]] + argv[end:]
 
 
-def _number(kind: type, at_least: float, above: bool = False):
+def _number(kind: type, at_least: float, above: bool = False, at_most: float = 2**31 - 1):
     "A converter for argparse that also checks the range."
     def convert(text: str):
         try: value = kind(text)
         except ValueError: value = None
-        if value is None or not (value > at_least if above else value >= at_least) or value == float("inf"):
-            article = "a whole number" if kind is int else "a number"
+        article = "a whole number" if kind is int else "a number"
+        if value is None or not (value > at_least if above else value >= at_least):
             raise argparse.ArgumentTypeError(f"{article} {'above' if above else 'of at least'} {at_least} is needed, not {text!r}")
+        if value > at_most: raise argparse.ArgumentTypeError(f"{article} of at most {at_most:,} is needed, not {text!r}")
         return value
     return convert
 
@@ -123,7 +125,7 @@ def _model_arguments(cls, image_size: int | None, channels: int, classes: int, h
     known = dict(input_shape=channels, hidden_units=hidden_units, output_shape=classes, image_size=image_size or parameters["image_size"].default)
     return {name: value for name, value in known.items() if name in parameters}
 
-# %% ../nbs/06_going_modular.ipynb #3aa01df7
+# %% ../nbs/06_going_modular.ipynb #45e4dcae
 def _save_run(folder: Path, model, info, results: dict, config: dict):
     "model.pt, history.csv, curves.png, config.json"
     from pytorch_course.save_load import save_model
@@ -141,51 +143,60 @@ def _data_folders(args: argparse.Namespace) -> tuple[Path, Path, str]:
     "Training folder, test folder, and a name for the data. Raises `ValueError` for flags that do not go together."
     from pytorch_course.data import find_splits
     from pytorch_course.get_data import get_data
-    if args.train_dir or args.test_dir:
-        if args.data: raise ValueError("give either --data or --train_dir and --test_dir, not both")
+    if args.train_dir is not None or args.test_dir is not None:
+        if args.data is not None: raise ValueError("give either --data or --train_dir and --test_dir, not both")
         if not (args.train_dir and args.test_dir): raise ValueError("--train_dir and --test_dir go together; one of them is missing")
         train_dir = Path(args.train_dir)
         return train_dir, Path(args.test_dir), train_dir.resolve().parent.name or "data"
-    data = args.data or "digits"
+    data = "digits" if args.data is None else args.data
     return *find_splits(get_data(data, args.root)), Path(data).resolve().stem
+
+
+def _prepare(args: argparse.Namespace):
+    "Everything that can go wrong before training, in one place: data, loaders, model. `(name, loaders, class names, transform, model, arguments)`."
+    from pytorch_course import data, images, model as models
+    cls = _classifier(args.model)
+    train_dir, test_dir, name = _data_folders(args)
+    channels = data.guess_channels(data.ImageFolder(train_dir))
+    image_size = args.image_size or inspect.signature(cls).parameters["image_size"].default
+    transform = images.ImageTransform(image_size=image_size, channels=channels)
+    *loaders, class_names = data.create_dataloaders(train_dir, test_dir, transform, args.batch_size, args.num_workers, seed=args.seed)
+    if len(class_names) < 2: raise ValueError(f"{train_dir} has a single class, {class_names[0]!r}; two are needed to tell apart")
+    arguments = _model_arguments(cls, image_size, channels, len(class_names), args.hidden_units)
+    return name, loaders, class_names, transform, models.build_model(args.model, **arguments), arguments
+
+
+def _config(args: argparse.Namespace, device, info) -> dict:
+    "All settings and versions of a run, as plain values."
+    import torch
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
+    versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {**settings, "device": str(device), "model_info": info.to_dict(), "versions": versions}
 
 
 def _train(args: argparse.Namespace):
     "Get the data, train, save, and say what to do next."
     import torch
-    from pytorch_course import data, images, model as models, save_load, tensors, training
-    cls, device = _classifier(args.model), tensors.pick_device(args.device)
-    train_dir, test_dir, name = _data_folders(args)
-    channels = data.guess_channels(data.ImageFolder(train_dir))
+    from pytorch_course import model as models, save_load, tensors, training
+    device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
-    image_size = args.image_size or inspect.signature(cls).parameters["image_size"].default
-    transform = images.ImageTransform(image_size=image_size, channels=channels)
-    train_dataloader, test_dataloader, class_names = data.create_dataloaders(
-        train_dir, test_dir, transform, args.batch_size, args.num_workers, seed=args.seed
-    )
-    if len(class_names) < 2: raise ValueError(f"{train_dir} has a single class, {class_names[0]!r}; two are needed to tell apart")
-    arguments = _model_arguments(cls, image_size, channels, len(class_names), args.hidden_units)
-    model = models.build_model(args.model, **arguments)
+    name, loaders, class_names, transform, model, arguments = _prepare(args)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
-    with _run_folder(_run_path(args.out, f"{name}-{cls.__name__.lower()}")) as folder:
-        sizes = len(train_dataloader.dataset), len(test_dataloader.dataset)
-        kind = "gray" if channels == 1 else "color"
+    architecture, sizes = type(model).__name__, [len(loader.dataset) for loader in loaders]
+    with _run_folder(_run_path(args.out, f"{name}-{architecture.lower()}")) as folder:
+        kind = "gray" if transform.channels == 1 else "color"
         print(f"data    {name}: {sizes[0]:,} training and {sizes[1]:,} test pictures in {len(class_names)} classes, {kind}")
-        print(f"model   {cls.__name__}, {models.count_parameters(model):,} parameters, pictures {image_size} x {image_size}")
+        print(f"model   {architecture}, {models.count_parameters(model):,} parameters, pictures {transform.image_size} x {transform.image_size}")
         print(f"device  {device}, seed {args.seed}", flush=True)
-        results = training.train(
-            model, train_dataloader, test_dataloader, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device
-        )
+        results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device)
         metrics = {name: numbers[-1] for name, numbers in results.items()}
-        info = save_load.ModelInfo(cls.__name__.lower(), arguments, class_names, transform, metrics)
-        settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
-        versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        _save_run(folder, model, info, results, {**settings, "device": str(device), "model_info": info.to_dict(), "versions": versions})
+        info = save_load.ModelInfo(architecture.lower(), arguments, class_names, transform, metrics)
+        _save_run(folder, model, info, results, _config(args, device, info))
     print(f"\ntest accuracy {metrics['test_acc']:.1%} on {sizes[1]:,} pictures that were not trained on")
     print(f"saved in {folder}: model.pt, history.csv, curves.png, config.json")
-    print(f"next: {shlex.join(['pytorch-course', 'predict', str(folder/'model.pt'), test_dataloader.dataset.samples[0][0]])}")
+    print(f"next: {shlex.join(['pytorch-course', 'predict', str(folder/'model.pt'), loaders[1].dataset.samples[0][0]])}")
 
-# %% ../nbs/06_going_modular.ipynb #3ae0f101
+# %% ../nbs/06_going_modular.ipynb #c637fe34
 def _add_train(commands):
     parser = commands.add_parser(
         "train", help="train an image classifier", allow_abbrev=False,
@@ -200,8 +211,8 @@ def _add_train(commands):
     add("--epochs", "--num_epochs", type=_number(int, 1), default=5, metavar="N", help="passes over the training pictures (default: %(default)s)")
     add("--batch_size", type=_number(int, 1), default=32, metavar="N", help="pictures per step (default: %(default)s)")
     add("--learning_rate", "--lr", type=_number(float, 0, above=True), default=0.001, metavar="X", help="step size of Adam (default: %(default)s)")
-    add("--hidden_units", type=_number(int, 1), default=10, metavar="N", help="channels of TinyVGG's convolutions (default: %(default)s)")
-    add("--image_size", type=_number(int, 1), metavar="PIXELS", help="height and width (default: 64 for tinyvgg, 32 for cifar10net, 28 for neuralnetwork)")
+    add("--hidden_units", type=_number(int, 1, at_most=4096), default=10, metavar="N", help="channels of TinyVGG's convolutions (default: %(default)s)")
+    add("--image_size", type=_number(int, 1, at_most=4096), metavar="PIXELS", help="height and width (default: 64 for tinyvgg, 32 for cifar10net, 28 for neuralnetwork)")
     add("--device", help="cpu, cuda, cuda:1, mps ... (default: the best one there is)")
     add("--num_workers", type=_number(int, 0), default=0, metavar="N", help="processes that read pictures; pays for large photos (default: %(default)s)")
     add("--seed", type=_number(int, 0), default=42, metavar="N", help="the same seed gives the same run on the same machine (default: %(default)s)")
@@ -246,22 +257,23 @@ def _add_predict(commands):
     add("--device", default="cpu", help="cpu, cuda, mps ... (default: %(default)s, the fastest for a few pictures)")
     parser.set_defaults(run=_predict)
 
-# %% ../nbs/06_going_modular.ipynb #005dc2dd
+# %% ../nbs/06_going_modular.ipynb #b14b46f8
 def _evaluate(args: argparse.Namespace):
     "Accuracy and a table per class on test pictures; the confusion matrix as a picture."
     from torch.utils.data import DataLoader
     from pytorch_course import data, evaluation, save_load
     from pytorch_course.get_data import get_data
     from pytorch_course.tensors import pick_device
-    device = pick_device(args.device)
-    model, info = save_load.load_model(args.model_file, device)
+    if args.data is not None and args.test_dir is not None: raise ValueError("give either --data or --test_dir, not both")
+    device, place = pick_device(args.device), Path(args.model_file)
+    plot = Path(args.plot or (place if place.is_dir() else place.parent)/"confusion_matrix.png")
+    model, info = save_load.load_model(place, device)
+    if not plot.parent.is_dir(): raise ValueError(f"no folder {plot.parent} for --plot {plot}")
     test_dir = args.test_dir or data.find_splits(get_data(args.data or "digits", args.root))[1]
     dataset = data.ImageFolder(test_dir, info.transform)
     if dataset.classes != info.class_names:
         raise ValueError(f"{test_dir} has the classes {dataset.classes}, but the model was trained on {info.class_names}")
     found = evaluation.evaluate_model(model, DataLoader(dataset, 64, num_workers=args.num_workers), info.class_names, device)
-    place = Path(args.model_file)
-    plot = Path(args.plot or (place if place.is_dir() else place.parent)/"confusion_matrix.png")
     evaluation.plot_confusion_matrix(found.matrix, info.class_names).savefig(plot, dpi=150)
     report = {"accuracy": found.accuracy, "classes": list(found.table), "confusion_matrix": found.matrix.tolist()}
     print(json.dumps(report, indent=2) if args.json else f"{found}\n\nconfusion matrix: {plot}")
@@ -299,7 +311,7 @@ def _add_scaffold(commands):
     parser.add_argument("directory", metavar="DIR", help="new or empty folder")
     parser.set_defaults(run=_scaffold)
 
-# %% ../nbs/06_going_modular.ipynb #ac870e46
+# %% ../nbs/06_going_modular.ipynb #dd0cce67
 def _one_line(error: Exception) -> str:
     "An error's message without line breaks; of an operating system's error, the words and the file."
     message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
@@ -320,8 +332,11 @@ def main(
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        print(f"pytorch-course {args.command}: error: {_one_line(error)}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        too_large = isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error)
+        if isinstance(error, RuntimeError) and not too_large: raise  # a bug, and its traceback is welcome
+        advice = "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
+        print(f"pytorch-course {args.command}: error: {advice if too_large else _one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\npytorch-course {args.command}: interrupted", file=sys.stderr)

@@ -112,7 +112,7 @@ class ImageTransform:
         "Shape `(C, 1, 1)`, which broadcasts over height and width."
         return torch.tensor(values).reshape(-1, 1, 1)
 
-# %% ../nbs/00b_images.ipynb #b16046e7
+# %% ../nbs/00b_images.ipynb #ef1d7822
 def plot_images(
     images,  # pictures, or tensors `(C, H, W)` with values in 0..1
     titles: list[str] | None = None,  # one per picture
@@ -129,5 +129,5 @@ def plot_images(
     for ax in axes.flat: ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles or [""] * len(images)):
         ax.imshow(image, cmap="gray", vmin=0, vmax=255 if isinstance(image, Image.Image) else 1)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=9, parse_math=False)  # a class may be called "$"
     return figure

@@ -71,7 +71,7 @@ def save_model(
             with temporary.open("wb") as file: torch.save(content, file)
     return path
 
-# %% ../nbs/05_save_load.ipynb #b747cf6b
+# %% ../nbs/05_save_load.ipynb #3ce75471
 class ModelFileError(ValueError):
     "A file that is not a usable model; the message names it and says what it is."
 
@@ -132,6 +132,14 @@ def read_weights_file(
     return content
 
 
+def _fit_together(model: nn.Module, info: ModelInfo):
+    "A blank picture must come out as one logit per class name."
+    transform = info.transform
+    with torch.inference_mode(): logits = model(torch.zeros(1, transform.channels, transform.image_size, transform.image_size))
+    if logits.shape != (1, len(info.class_names)):
+        raise ModelFileError(f"the model gives {tuple(logits.shape)} for one picture, but there are {len(info.class_names)} class names")
+
+
 def load_model(
     path: str | Path,  # file made by `save_model(..., info=...)`, or a run folder with `model.pt` in it
     device: str | torch.device = "cpu",  # where the model goes
@@ -149,9 +157,10 @@ def load_model(
         info = ModelInfo.from_dict(content["info"])
         model = build_model(info.architecture, **info.arguments)
         model.load_state_dict(content["state_dict"])
-    return model.to(device).eval(), info
+        _fit_together(model.eval(), info)
+    return model.to(device), info
 
-# %% ../nbs/05_save_load.ipynb #0b28554d
+# %% ../nbs/05_save_load.ipynb #10dc439f
 def predict_images(
     model: nn.Module,  # as returned by `load_model`
     info: ModelInfo,  # likewise
@@ -167,7 +176,9 @@ def predict_images(
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
         X = torch.stack([info.transform(open_image(path)) for path in batch]).to(device)
-        with torch.inference_mode(): best = model(X).softmax(dim=1).cpu().topk(min(topk, len(info.class_names)))
+        with torch.inference_mode(): probabilities = model(X).softmax(dim=1).cpu()
+        if not probabilities.isfinite().all(): raise ValueError("the model gives NaN instead of probabilities; its training must have diverged")
+        best = probabilities.topk(min(topk, len(info.class_names)))
         for path, probabilities, classes in zip(batch, best.values.tolist(), best.indices.tolist()):
             predictions = [{"class": info.class_names[i], "probability": p} for i, p in zip(classes, probabilities)]
             results.append({"path": str(path), "predictions": predictions})

@@ -6,7 +6,7 @@
 __all__ = ['accuracy', 'binary_accuracy', 'mean_absolute_error', 'TopKAccuracy', 'default_metrics', 'EpochMeter', 'to_device',
            'run_epoch', 'train_step', 'test_step', 'epoch_rows', 'train', 'Callback', 'Trainer', 'plot_loss_curves']
 
-# %% ../nbs/04_training.ipynb #7ec74abd
+# %% ../nbs/04_training.ipynb #9419a414
 import copy
 import math
 import time
@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from . import checks
+from .files import bar_options
 from .images import new_figure
 
-# %% ../nbs/04_training.ipynb #cb472b39
+# %% ../nbs/04_training.ipynb #7bba91d7
 def accuracy(
     logits: torch.Tensor,  # scores `(N, C)`
     y: torch.Tensor,  # class numbers `(N,)`, of an integer type
@@ -41,7 +42,8 @@ def binary_accuracy(
 
 
 def mean_absolute_error(predictions: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    "Mean distance of predictions and labels of the same shape, in the unit of the labels."
+    "Mean distance of predictions and labels, in the unit of the labels. Raises `ValueError` when their shapes differ."
+    if predictions.shape != y.shape: raise ValueError(f"predictions {tuple(predictions.shape)} and labels {tuple(y.shape)} must have the same shape")
     return (predictions - y).abs().mean()
 
 
@@ -62,7 +64,7 @@ def default_metrics(
     if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}
     return {}
 
-# %% ../nbs/04_training.ipynb #25722361
+# %% ../nbs/04_training.ipynb #f0ce8ca0
 class EpochMeter:
     "Loss and metrics over an epoch, weighted by samples; nothing leaves the device before `means`."
     def __init__(self, metrics: dict[str, Callable]):
@@ -74,6 +76,8 @@ class EpochMeter:
     def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor):
         "Note one batch."
         logits = logits.detach()
+        if not self.sizes:
+            for metric in self.objects.values(): getattr(metric, "to", lambda device: None)(logits.device)
         numbers = [loss.detach(), *(metric(logits, y) for metric in self.functions.values())]
         self.rows.append(torch.stack([number.float() for number in numbers]))
         self.sizes.append(len(y))
@@ -90,7 +94,7 @@ class EpochMeter:
         means = (sizes @ torch.stack(self.rows).cpu().double() / sizes.sum()).tolist()
         return dict(zip(("loss", *self.functions), means)) | {name: float(metric.compute()) for name, metric in self.objects.items()}
 
-# %% ../nbs/04_training.ipynb #e01b2ce6
+# %% ../nbs/04_training.ipynb #8b6ba254
 def to_device(
     batch,  # a tensor, or lists, tuples and dictionaries of them
     device: str | torch.device,  # where to
@@ -98,6 +102,7 @@ def to_device(
     "Move everything in a batch; without waiting for it where the memory is pinned."
     if torch.is_tensor(batch): return batch.to(device, non_blocking=True)
     if isinstance(batch, dict): return {key: to_device(value, device) for key, value in batch.items()}
+    if hasattr(batch, "_fields"): return type(batch)(*(to_device(value, device) for value in batch))  # a named tuple
     if isinstance(batch, (list, tuple)): return type(batch)(to_device(value, device) for value in batch)
     return batch
 
@@ -156,7 +161,7 @@ def test_step(
     means = run_epoch(model, dataloader, device, EpochMeter(default_metrics(loss_fn)), step)
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #5f6d441f
+# %% ../nbs/04_training.ipynb #ca90eb04
 def epoch_rows(
     epochs: int,  # how many
     train_dataloader: DataLoader,  # what the bar counts
@@ -169,7 +174,7 @@ def epoch_rows(
     if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
     for epoch in range(1, epochs + 1):
         start = time.perf_counter()
-        with tqdm(train_dataloader, f"epoch {epoch}/{epochs}", leave=False, disable=None if progress else True) as bar:
+        with tqdm(train_dataloader, f"epoch {epoch}/{epochs}", **bar_options(progress)) as bar:
             row = {f"{prefixes[0]}_{name}": number for name, number in train_epoch(bar).items()}
         if test_epoch: row |= {f"{prefixes[1]}_{name}": number for name, number in test_epoch().items()}
         if progress:
@@ -189,11 +194,15 @@ def train(
     *,
     progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
 ) -> dict[str, list[float]]:  # `train_loss`, `train_acc`, `test_loss`, `test_acc`, each with one number per epoch
-    "Train and test for a number of epochs. Raises `ValueError` for a negative number of them and for empty data."
+    "Train and test for a number of epochs. Raises `ValueError` for a negative number of them, for empty data, and when the loss is no longer a number."
     model.to(device)
     train_epoch = lambda dataloader: dict(zip(("loss", "acc"), train_step(model, dataloader, loss_fn, optimizer, device)))
     test_epoch = lambda: dict(zip(("loss", "acc"), test_step(model, test_dataloader, loss_fn, device)))
-    rows = list(epoch_rows(epochs, train_dataloader, train_epoch, test_epoch, progress=progress))
+    rows = []
+    for row in epoch_rows(epochs, train_dataloader, train_epoch, test_epoch, progress=progress):
+        rows.append(row)
+        if not math.isfinite(row["train_loss"]):
+            raise ValueError(f"the training loss became {row['train_loss']} in epoch {len(rows)}; lower the learning rate")
     return {name: [row[name] for row in rows] for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
 
 # %% ../nbs/04_training.ipynb #8dece325
@@ -217,7 +226,7 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #ed4c98f3
+# %% ../nbs/04_training.ipynb #f65a90bd
 class Trainer:
     """Train a model with callbacks; `step`, `epoch` and `fit` may be overridden in a subclass.
 
@@ -276,6 +285,8 @@ class Trainer:
         return loss, logits
 
     def _update(self, loss):
+        if self.device.type == "cpu" or self.steps % 50 == 0:  # a GPU would have to wait for the answer
+            checks.check_finite(loss.detach().reshape(1), self.steps + 1, self.model, self.batch[0], self.silence)
         self.scaler.scale(loss).backward()
         if self.steps == 0: checks.check_gradients(self.model, self.silence)
         if not self.hold:
@@ -290,7 +301,10 @@ class Trainer:
     def epoch(self, dataloader: DataLoader, training: bool) -> dict[str, float]:
         "Override point: one pass over the data; means over all samples."
         self.meter = EpochMeter(self.metrics)
-        if not training: return run_epoch(self.model, dataloader, self.device, self.meter, self._step_in_contexts)
+        if not training:
+            means = run_epoch(self.model, dataloader, self.device, self.meter, self._step_in_contexts)
+            checks.check_mode(self.model, self.silence)
+            return means
         self.optimizer.zero_grad()
         means = run_epoch(self.model, dataloader, self.device, self.meter, self._train_step, self._update)
         losses = self.meter.losses()

@@ -47,7 +47,7 @@ TOPICS = {
     "samplers": ("01d_datasets", "## In which order?"),
     "unbalanced classes": ("01d_datasets", "### Rare classes"),
     "getting data": ("01b_get_data", "## One name for each set"),
-    "making a data set": ("01a_food_shapes", "# "),
+    "making a data set": ("01a_food_shapes", "# Make your own data set"),
     "raw label<TAB>text lines; tabs in the text": ("01c_text", "### Mistake: a tab inside the text"),
     "one sample per file; listdir order": ("01c_text", "### Mistake: the order of the directory"),
     "clean and tokenize: the empty word": ("01c_text", "### Mistake: splitting at the space"),
@@ -57,7 +57,7 @@ TOPICS = {
     "fewer words than the vocabulary": ("01c_text", "### Mistake: a vocabulary larger than the language"),
     "left-pad, keep the last 200": ("01c_text", "## Different lengths in one batch"),
     "sentiment model": ("01c_text", "## A bag of words"),
-    "aclImdb": ("01c_text", "## The real thing"),
+    "aclImdb": ("01c_text", "## The real thing: IMDB"),
     # 02 Model
     "Flatten, Linear, ReLU, Sequential, Softmax": ("02_model", "## What a layer does to a shape"),
     "named_parameters; call the model": ("02_model", "## Modules, parameters, and why you call the model"),
@@ -94,12 +94,28 @@ TOPICS = {
     "class style": ("04_training", "## Class style"),
     "loss curves": ("04_training", "## Read the curves"),
     "hyperparameters": ("04_training", "## Hyperparameters"),
-    "linear regression from start to end": ("07_workflow", "# "),
-    "bugs that raise no error": ("03b_checks", "# "),
-    "confusion matrix": ("04e_evaluation", "# "),
+    "linear regression from start to end": ("07_workflow", "# A workflow from start to end"),
+    "bugs that raise no error": ("03b_checks", "# Bugs that raise no error"),
+    "confusion matrix": ("04e_evaluation", "## Count every kind of answer"),
+    "confusion matrix as a picture": ("04e_evaluation", "## Look at the matrix"),
+    "devices in training": ("04_training", "## Any device"),
+    "when a callback is called": ("04a_callbacks", "## When does what happen?"),
+    "history as a CSV": ("04a_callbacks", "## A table on disk"),
+    "best weights": ("04a_callbacks", "## Watch one number"),
+    "early stopping": ("04a_callbacks", "### Stop when nothing improves"),
+    "gradient accumulation": ("04a_callbacks", "## Larger batches than fit"),
+    "gradient clipping": ("04a_callbacks", "## Steps that are never too long"),
+    "learning rate schedules": ("04a_callbacks", "## A learning rate that changes"),
+    "learning rate finder": ("04a_callbacks", "## Which learning rate to begin with?"),
+    "mixed precision": ("04a_callbacks", "## Half the bits"),
+    "TensorBoard": ("04b_tracking", "# Tracking with TensorBoard"),
+    "TensorBoard: train and valid in one chart": ("04b_tracking", "## Train and valid in one chart"),
+    "TensorBoard: one folder per run": ("04b_tracking", "### Mistake: two trainings in one folder"),
+    "several processes": ("04c_distributed", "# Several processes"),
     # 05 Save and load
     "state_dict, map_location": ("05_save_load", "## What is there to save?"),
     "state_dict aliases live weights": ("05_save_load", "### Mistake: best weights that keep changing"),
+    "a loss module stored on the model": ("05_save_load", "### Mistake: a loss stored on the model"),
     "whole-model pickles": ("05_save_load", "### Mistake: saving the whole model"),
     "self-describing file": ("05_save_load", "## A file that explains itself"),
     "checkpoints of one or several models": ("05b_checkpoints", "## Several models in one file"),
@@ -110,9 +126,18 @@ TOPICS = {
     # 06 Going modular
     "script without a __main__ guard": ("05c_scaffold", "### Mistake: a script without a guard"),
     "cell mode against script mode": ("06_going_modular", "## Cells are good for thinking"),
-    "commands": ("06_going_modular", "## A command is a function with a front door"),
+    "how this course is compiled": ("06_going_modular", "## How this course is compiled"),
+    "standard files of a project": ("06_going_modular", "## The files of a project"),
+    "what a command is": ("06_going_modular", "## A command is a function with a front door"),
+    "command: get-data": ("06_going_modular", "## get-data"),
+    "command: train": ("06_going_modular", "## train"),
+    "command: predict": ("06_going_modular", "## predict"),
+    "command: evaluate": ("06_going_modular", "## evaluate"),
+    "command: scaffold": ("06_going_modular", "## scaffold"),
+    "python -m pytorch_course": ("06_going_modular", "## The front door"),
     # mistakes that belong to these lessons
     "one sigmoid output with CrossEntropyLoss": ("03_autograd", "### Mistake: one sigmoid output with CrossEntropyLoss"),
+    "shuffled test loader misaligns predictions": ("04e_evaluation", "### Mistake: the shuffled test loader"),
     "training transform on validation data": ("01d_datasets", "### Mistake: training transform on validation data"),
     "unshuffled training on sorted classes": ("01d_datasets", "### Mistake: unshuffled training on sorted classes"),
     "stacked Linear layers collapse": ("02_model", "### Mistake: linear layers without an activation"),
@@ -130,15 +155,15 @@ APIS = {
     "data.create_dataloaders": ["train_dir", "test_dir", "transform", "batch_size", "num_workers"],
     "get_data.get_data": ["name", "root"],
     "datasets.CustomImageDataset": ["annotations_file", "img_dir", "transform", "target_transform"],
-    "datasets.show_batch": [],
-    "text.Vocabulary": [],
-    "text.TextDataset": [],
-    "text.PadCollate": [],
+    "datasets.show_batch": ["dataloader_or_batch", "class_names", "transform"],
+    "text.Vocabulary": ["words"],
+    "text.TextDataset": ["samples", "targets", "vocabulary", "max_length"],
+    "text.PadCollate": ["padding"],
     "model.LinearRegressionModel": [],
     "model.LinearRegressionModelV2": [],
-    "model.NeuralNetwork": [],
+    "model.NeuralNetwork": ["input_shape", "output_shape", "image_size"],
     "model.TinyVGG": ["input_shape", "hidden_units", "output_shape", "image_size"],
-    "model.Cifar10Net": [],
+    "model.Cifar10Net": ["input_shape", "output_shape", "image_size"],
     "model.Net": [],
     "model.build_model": ["name"],
     "model.list_models": [],
@@ -157,8 +182,9 @@ APIS = {
     "evaluation.plot_predictions": ["train_data", "train_labels", "test_data", "test_labels", "predictions"],
     "save_load.save_model": ["model", "target_dir", "model_name"],
     "save_load.load_model": ["path"],
-    "checkpoints.load_weights": ["model"],
-    "checkpoints.save_checkpoint": ["path"],
+    "checkpoints.load_weights": ["model", "weights_or_path", "rename", "strict"],
+    "checkpoints.save_checkpoint": ["path", "models", "optimizers", "schedulers", "values"],
+    "checkpoints.load_checkpoint": ["path", "models", "optimizers", "schedulers", "training"],
     "scaffold.scaffold": ["directory"],
     "tracking.TensorBoard": ["log_dir"],
     "callbacks.EarlyStopping": ["monitor", "patience"],
@@ -170,7 +196,7 @@ def test_topic_has_its_heading(topic):
     notebook, heading = TOPICS[topic]
     cells = json.loads((NBS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     lines = [line.strip() for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
-    assert any(line.startswith(heading.strip()) for line in lines), f"{notebook} has no heading {heading!r}"
+    assert heading in lines, f"{notebook} has no heading {heading!r}"
 
 
 @pytest.mark.parametrize("name", APIS)
@@ -181,3 +207,23 @@ def test_api_has_its_name_and_arguments(name):
     parameters = list(inspect.signature(found).parameters)
     assert parameters[: len(APIS[name])] == APIS[name]
     assert inspect.getdoc(found), f"{name} has no docstring"
+
+
+def layers(stem, *numbers):
+    return [f"{stem}.{number}.{kind}" for number in numbers for kind in ("weight", "bias")]
+
+
+# Names of the tensors in published weights; arguments of the model, then the keys of its `state_dict`.
+KEYS = {
+    "LinearRegressionModel": ((), ["weights", "bias"]),
+    "LinearRegressionModelV2": ((), ["linear_layer.weight", "linear_layer.bias"]),
+    "NeuralNetwork": ((), layers("linear_relu_stack", 0, 2, 4)),
+    "TinyVGG": ((3, 10, 3), [*layers("conv_block_1", 0, 2), *layers("conv_block_2", 0, 2), *layers("classifier", 1)]),
+    "Cifar10Net": ((), layers("model", 0, 2, 4, 7, 8)),
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_weights_keep_their_names(name):
+    arguments, keys = KEYS[name]
+    assert list(getattr(import_module("pytorch_course.model"), name)(*arguments).state_dict()) == keys
