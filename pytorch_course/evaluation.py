@@ -161,7 +161,7 @@ def plot_confusion_matrix(
     ax.set_title("Percent of each true class" if normalize else "Number of samples", fontsize=10)
     return figure
 
-# %% ../nbs/04e_evaluation.ipynb #7978cc4c
+# %% ../nbs/04e_evaluation.ipynb #d42eb66a
 def _picture(image, transform: ImageTransform | None):
     "Something that `plot_images` can show; tensors outside of 0..1 are stretched into it when there is no transform to undo."
     if not torch.is_tensor(image): return image
@@ -203,7 +203,7 @@ def plot_worst(
             if label != y[i]:
                 raise ValueError(f"sample {i} is of class {label} in the data set but {y[i]} in y; were the predictions shuffled?")
         pictures.append(_picture(item, transform))
-        titles.append(f"{class_names[predicted[i]]} {sure[i]:.0%} ({class_names[y[i]]})".replace("$", r"\$"))
+        titles.append(f"{class_names[predicted[i]]} {sure[i]:.0%} ({class_names[y[i]]})")
     if not worst:
         figure, axes = new_figure(figsize=(4, 1))
         axes[0, 0].axis("off")
