@@ -47,7 +47,7 @@ class CSVLogger(Callback):
             writer.writeheader()
             writer.writerows(trainer.history)
 
-# %% ../nbs/04a_callbacks.ipynb #61b1cc71
+# %% ../nbs/04a_callbacks.ipynb #0f72f40f
 def watched(trainer: Trainer, monitor: str) -> float:
     "A number of the last epoch by its name. Raises `ValueError` that lists the names there are."
     row = trainer.history[-1]
@@ -71,6 +71,8 @@ class Watcher(Callback):
         if not min_delta >= 0: raise ValueError(f"min_delta must be 0 or more, not {min_delta}")
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
 
+    remembers = ("best", "best_epoch")
+
     def before_fit(self, trainer): self.best, self.best_epoch = math.inf if self.mode == "min" else -math.inf, None
 
     def improved(self, trainer) -> bool:
@@ -80,9 +82,11 @@ class Watcher(Callback):
         if better: self.best, self.best_epoch = value, trainer.history[-1]["epoch"]
         return better
 
-# %% ../nbs/04a_callbacks.ipynb #97278dca
+# %% ../nbs/04a_callbacks.ipynb #7b7be4f2
 class EarlyStopping(Watcher):
     "Stop training when a number has not improved for `patience` epochs in a row. The weights are those of the last epoch; see `BestWeights`."
+    remembers = (*Watcher.remembers, "waited")
+
     def __init__(
         self,
         monitor: str = "valid_loss",  # name of a column of the history
@@ -104,12 +108,14 @@ class EarlyStopping(Watcher):
         trainer.stop = True
         if trainer.progress: print(f"stopped: {self.monitor} has not improved for {self.waited} epochs (best: {self.best:.4f})")
 
-# %% ../nbs/04a_callbacks.ipynb #f196036f
+# %% ../nbs/04a_callbacks.ipynb #5c05bb25
 class BestWeights(Watcher):
     """Put the weights of the best epoch back into the model when training ends, also when it ends early or with an error.
 
     Costs one more copy of the weights, on their device. Only the model goes back: the optimizer stays as it is at the end.
     """
+    remembers = (*Watcher.remembers, "weights")
+
     def __init__(
         self,
         monitor: str = "valid_loss",  # name of a column of the history
@@ -125,7 +131,7 @@ class BestWeights(Watcher):
         if self.weights is not None: trainer.model.load_state_dict(self.weights)
         self.weights = None  # the memory is free again
 
-# %% ../nbs/04a_callbacks.ipynb #5d98cd19
+# %% ../nbs/04a_callbacks.ipynb #d1123d54
 def _scale_gradients(trainer: Trainer, factor: float):
     "Multiply all gradients by a number."
     if factor == 1: return
@@ -140,6 +146,8 @@ class GradientAccumulation(Callback):
     The loss must be a mean over the batch. A last incomplete group of an epoch counts, too. Layers that look at the whole batch, such as
     batch normalization, still see the small ones. Raises `ValueError` for fewer than 1 batch and for a training dataloader without a length.
     """
+    remembers = ("seen", "samples", "size")
+
     def __init__(
         self,
         batches: int,  # batches per step
@@ -164,7 +172,7 @@ class GradientAccumulation(Callback):
         _scale_gradients(trainer, self.size / self.samples)  # from a sum to a mean over all samples
         self.samples = 0
 
-# %% ../nbs/04a_callbacks.ipynb #64dfd3ad
+# %% ../nbs/04a_callbacks.ipynb #558fe492
 class GradientClipping(Callback):
     """Shorten the gradient of all parameters together to a norm of at most `max_norm`.
 
@@ -178,6 +186,10 @@ class GradientClipping(Callback):
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm, self.norms = max_norm, []
 
+    def state_dict(self) -> dict: return {"norms": torch.stack(self.norms) if self.norms else torch.zeros(0)}
+
+    def load_state_dict(self, state: dict): self.norms = list(state["norms"])
+
     def before_fit(self, trainer):
         self.norms = []
         behind = trainer.callbacks[trainer.callbacks.index(self):]
@@ -188,7 +200,7 @@ class GradientClipping(Callback):
         parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
         self.norms.append(nn.utils.clip_grad_norm_(parameters, self.max_norm))
 
-# %% ../nbs/04a_callbacks.ipynb #96f2c079
+# %% ../nbs/04a_callbacks.ipynb #334313f1
 class LRSchedule(Callback):
     """Change the learning rate by any schedule of `torch.optim.lr_scheduler`; `lrs` is the rate of every step so far, `scheduler` the schedule.
 
@@ -210,6 +222,12 @@ class LRSchedule(Callback):
             self.scheduler, self.lrs = self.make_scheduler(trainer.optimizer), []
         self.on_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
         if self.on_plateau and self.per == "batch": raise ValueError('ReduceLROnPlateau looks at whole epochs; use per="epoch"')
+
+    def state_dict(self) -> dict: return {"scheduler": self.scheduler.state_dict(), "lrs": self.lrs}
+
+    def load_state_dict(self, state: dict):
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.lrs = list(state["lrs"])
 
     def after_backward(self, trainer):
         self.lrs.append(float(trainer.optimizer.param_groups[0]["lr"]))

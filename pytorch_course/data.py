@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['write_digits', 'ImageFolder', 'find_splits', 'guess_channels', 'create_dataloaders']
 
-# %% ../nbs/01_data.ipynb #43f888b2
+# %% ../nbs/01_data.ipynb #5b01755d
 import os
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 import numpy as np
 import torch
 import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
-from .images import open_image
+from .images import image_header, open_image
 
 # %% ../nbs/01_data.ipynb #2c9def90
 def write_digits(
@@ -37,18 +39,34 @@ def write_digits(
             Image.fromarray((digits.images[i] * 255 / 16).round().astype(np.uint8)).save(path)
     return folder
 
-# %% ../nbs/01_data.ipynb #3b2d17aa
+# %% ../nbs/01_data.ipynb #3f17d302
 def _visible(name: str) -> bool:
     "Not a hidden file or folder, and not what macOS adds to a zip."
     return not name.startswith(".") and name != "__MACOSX"
 
 
+def _is_litter(name: str) -> bool:
+    "What systems leave in every folder; never a picture, and not worth a warning."
+    return name.startswith("._") or name.lower() in (".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".source")
+
+
+def _leads_back(path: str, root: str | Path) -> bool:
+    "Is this a link into the folder `root`, or to one that contains it?"
+    if not os.path.islink(path): return False
+    there, root = os.path.realpath(path), os.path.realpath(root)
+    return there == root or there.startswith(os.path.join(root, "")) or root.startswith(os.path.join(there, ""))
+
+
+def _stop(error: OSError): raise error  # `os.walk` would pass over a folder that it cannot read
+
+
 class ImageFolder(torchvision.datasets.ImageFolder):
     """Pictures in class folders, `root/<class>/**/<picture>`, as a data set of `(picture, class number)`.
 
-    As torchvision's, with `classes`, `class_to_idx`, `samples`, `targets`; but hidden folders and files are skipped, linked folders are not followed,
-    and every picture is read by `open_image`. Raises `FileNotFoundError` when `root` is missing or has no class folders, `ValueError` for a class
-    without a picture, and `ImageError` with the file's name for a picture that cannot be read.
+    As torchvision's, with `classes`, `class_to_idx`, `samples`, `targets`; but hidden folders and files are skipped, links that lead back or
+    lie deeper are not followed, one warning tells what was skipped, and every picture is read by `open_image`. Raises `FileNotFoundError`
+    when `root` is missing or has no class folders, `ValueError` for a class without a picture, and `ImageError` with the file's name for a
+    picture that cannot be read.
     """
     def __init__(
         self,
@@ -56,31 +74,45 @@ class ImageFolder(torchvision.datasets.ImageFolder):
         transform: Callable | None = None,  # picture to tensor, for example an `ImageTransform`
         target_transform: Callable | None = None,  # applied to the class number
     ):
+        self.skipped: Counter[str] = Counter()  # name of a folder or kind of file -> how often
         super().__init__(root, transform=transform, target_transform=target_transform, loader=open_image)
+        if self.skipped:
+            most = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+            skipped = ", ".join(f"{what} ({number})" for what, number in most[:6]) + ", ..." * (len(most) > 6)
+            # The warning comes from this line, whoever called, so that Python shows it only once for each folder.
+            warnings.warn(f"{root}: skipped what is hidden, a link, or no picture: {skipped}", stacklevel=1)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         "Class names in sorted order, and their numbers."
         if not Path(directory).is_dir(): raise FileNotFoundError(f"no folder {directory}")
-        classes = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and _visible(entry.name))
+        folders = sorted(entry.name for entry in os.scandir(directory) if os.path.isdir(entry))
+        classes = [name for name in folders if _visible(name) and not _leads_back(os.path.join(directory, name), directory)]
         if not classes:
             raise FileNotFoundError(f"no class folders in {directory}; expected {directory}/<class name>/<pictures>")
+        self._count(set(folders) - set(classes), ())
         return classes, {name: number for number, name in enumerate(classes)}
 
-    @staticmethod
-    def make_dataset(directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
+    def make_dataset(self, directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
         "All picture files below each class folder, in sorted order, with the number of their class."
         samples = []
         for name, number in class_to_idx.items():
-            files = sorted(
-                os.path.join(parent, file)
-                for parent, _, names in os.walk(os.path.join(directory, name))  # every folder below; does not follow links
-                for file in names
-                if _visible(file) and ".ipynb_checkpoints" not in parent and file.lower().endswith(extensions)
-            )
-            if not files:
-                raise ValueError(f"no pictures in {os.path.join(directory, name)}; remove the folder or add {', '.join(extensions)} files")
-            samples += [(file, number) for file in files]
+            top, files = os.path.join(directory, name), []
+            for parent, folders, names in os.walk(top, onerror=_stop):  # every folder below; does not follow links
+                inside = [folder for folder in folders if _visible(folder) and not os.path.islink(os.path.join(parent, folder))]
+                pictures = [file for file in names if _visible(file) and file.lower().endswith(extensions)]
+                self._count(set(folders) - set(inside), set(names) - set(pictures))
+                files += [os.path.join(parent, file) for file in pictures]
+                folders[:] = inside  # `os.walk` goes on in these
+            if not files: raise ValueError(f"no pictures in {top}; remove the folder or add {', '.join(extensions)} files")
+            samples += [(file, number) for file in sorted(files)]
         return samples
+
+    def _count(self, folders: Iterable[str], files: Iterable[str]):
+        "Remember what is skipped."
+        self.skipped.update(f"{name}/" for name in folders)
+        self.skipped.update(
+            f"*{os.path.splitext(name)[1].lower()}" if _visible(name) else name for name in files if not _is_litter(name)
+        )
 
 # %% ../nbs/01_data.ipynb #0a388ce5
 def find_splits(
@@ -97,7 +129,7 @@ def find_splits(
         f"no train and test folders in {folder}; expected {folder}/train/<class name>/<pictures> and {folder}/test/... (or val)"
     )
 
-# %% ../nbs/01_data.ipynb #4c559287
+# %% ../nbs/01_data.ipynb #a1706838
 def guess_channels(
     dataset: ImageFolder,  # its files are looked at, not its transform
     look_at: int = 100,  # number of files, evenly spread over the classes
@@ -106,12 +138,12 @@ def guess_channels(
     step = max(1, len(dataset.samples) // look_at)
     for path, _ in dataset.samples[::step]:
         try:
-            with Image.open(path) as image: gray = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+            with image_header(path) as image: gray = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
         except Exception: gray = False
         if not gray: return 3
     return 1
 
-# %% ../nbs/01_data.ipynb #a575db0b
+# %% ../nbs/01_data.ipynb #6b8fd765
 def _same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list[str]:
     "The class names of both data sets. Raises `ValueError` when they differ."
     missing = sorted(set(train_dataset.classes) - set(test_dataset.classes))
@@ -133,6 +165,7 @@ def create_dataloaders(
     *,
     test_transform: Callable | None = None,  # give one whenever `transform` is random
     seed: int | None = None,  # the order of training pictures follows from it; `None`: from PyTorch's global seed
+    timeout: float = 120,  # seconds to wait for a batch from a worker before giving up; 0: for ever
 ) -> tuple[DataLoader, DataLoader, list[str]]:  # `(train_dataloader, test_dataloader, class_names)`
     """Loaders of batches `X (N, C, H, W)`, `y (N,)`, the training one shuffled; and the class names, in the order of their numbers.
 
@@ -140,11 +173,16 @@ def create_dataloaders(
     """
     if batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if num_workers < 0: raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
+    if not timeout >= 0: raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
     train_dataset = ImageFolder(train_dir, transform)
     test_dataset = ImageFolder(test_dir, test_transform or transform)
     class_names = _same_classes(train_dataset, test_dataset)
     options = dict(
-        batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0, pin_memory=torch.cuda.is_available()
+        batch_size=batch_size,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        timeout=timeout if num_workers > 0 else 0,
+        pin_memory=torch.cuda.is_available(),
     )
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     train_dataloader = DataLoader(train_dataset, shuffle=True, generator=generator, **options)

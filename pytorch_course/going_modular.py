@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/06_going_modular.ipynb #6b17ec73
+# %% ../nbs/06_going_modular.ipynb #bcbf9ec7
 import argparse
 import csv
 import inspect
@@ -15,8 +15,9 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from . import __version__
 
@@ -81,7 +82,7 @@ def _add_get_data(commands):
     parser.add_argument("--root", default="data", help="folder for data sets (default: %(default)s)")
     parser.set_defaults(run=_get_data)
 
-# %% ../nbs/06_going_modular.ipynb #287a3202
+# %% ../nbs/06_going_modular.ipynb #b2300f5a
 def _run_path(out: str | None, name: str) -> Path:
     "The folder for a new run. Raises `ValueError` when the one asked for is in use."
     if out:
@@ -93,7 +94,7 @@ def _run_path(out: str | None, name: str) -> Path:
 
 @contextmanager
 def _run_folder(path: Path) -> Iterator[Path]:
-    "Make a folder and prove that it can be written to; folders that stay empty because of an error are removed again."
+    "Make a folder and prove that it can be written to; when the block fails before there is a checkpoint to go on from, remove it again."
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         try:
@@ -103,8 +104,11 @@ def _run_folder(path: Path) -> Iterator[Path]:
         except OSError as error: raise ValueError(f"cannot write to {path}: {error.strerror}") from None
         yield path
     except BaseException:
-        with suppress(OSError):
-            for folder in made: folder.rmdir()
+        if not any(path.glob("checkpoints/*.pt")):
+            with suppress(OSError):
+                (path/"config.json").unlink(missing_ok=True)
+                for folder in (path/"checkpoints", *made):
+                    if folder.exists(): folder.rmdir()
         raise
 
 # %% ../nbs/06_going_modular.ipynb #710cd486
@@ -125,24 +129,34 @@ def _model_arguments(cls, image_size: int | None, channels: int, classes: int, h
     known = dict(input_shape=channels, hidden_units=hidden_units, output_shape=classes, image_size=image_size or parameters["image_size"].default)
     return {name: value for name, value in known.items() if name in parameters}
 
-# %% ../nbs/06_going_modular.ipynb #45e4dcae
+# %% ../nbs/06_going_modular.ipynb #b44c4628
+def _write_json(path: Path, values: dict):
+    "Replace a JSON file in one step."
+    from pytorch_course.files import atomic_write
+    with atomic_write(path) as temporary: temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def _save_run(folder: Path, model, info, results: dict, config: dict):
-    "model.pt, history.csv, curves.png, config.json"
+    "history.csv, curves.png, config.json, and when all that is there, model.pt"
+    from pytorch_course.files import atomic_write
     from pytorch_course.save_load import save_model
     from pytorch_course.training import plot_loss_curves
-    save_model(model, folder, "model.pt", info)
-    with (folder/"history.csv").open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(folder/"history.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["epoch", *results])
         writer.writerows([epoch, *numbers] for epoch, numbers in enumerate(zip(*results.values()), start=1))
-    plot_loss_curves(results).savefig(folder/"curves.png", dpi=150)
-    (folder/"config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder/"curves.png") as temporary: plot_loss_curves(results).savefig(temporary, dpi=150, format="png")
+    _write_json(folder/"config.json", {**config, "model_info": info.to_dict()})
+    save_model(model, folder, "model.pt", info)
 
 
 def _data_folders(args: argparse.Namespace) -> tuple[Path, Path, str]:
     "Training folder, test folder, and a name for the data. Raises `ValueError` for flags that do not go together."
     from pytorch_course.data import find_splits
     from pytorch_course.get_data import get_data
+    if args.resume:
+        saved = json.loads((Path(args.resume)/"config.json").read_text(encoding="utf-8"))
+        return Path(saved["train_folder"]), Path(saved["test_folder"]), saved["name"]
     if args.train_dir is not None or args.test_dir is not None:
         if args.data is not None: raise ValueError("give either --data or --train_dir and --test_dir, not both")
         if not (args.train_dir and args.test_dir): raise ValueError("--train_dir and --test_dir go together; one of them is missing")
@@ -166,57 +180,107 @@ def _prepare(args: argparse.Namespace):
     return name, loaders, class_names, transform, models.build_model(args.model, **arguments), arguments
 
 
-def _config(args: argparse.Namespace, device, info) -> dict:
-    "All settings and versions of a run, as plain values."
+def _config(args: argparse.Namespace, folders: list, name: str, device) -> dict:
+    "All settings and versions of a run, as plain values; enough to go on with it from anywhere."
     import torch
-    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command", "resume")}
     versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {**settings, "device": str(device), "model_info": info.to_dict(), "versions": versions}
+    folders = dict(zip(("train_folder", "test_folder"), (str(Path(folder).resolve()) for folder in folders)))
+    return {**settings, "device": str(device), "name": name, **folders, "versions": versions}
+
+# %% ../nbs/06_going_modular.ipynb #867e06df
+_DEFAULTS = dict(root="data", model="tinyvgg", epochs=5, batch_size=32, learning_rate=0.001, hidden_units=10, num_workers=0, seed=42)
+
+
+def _settings(args: argparse.Namespace) -> argparse.Namespace:
+    "The flags that were given, completed by those of the run that is to be resumed, or by the defaults. Raises `ValueError` for those that cannot be changed."
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    if args.resume is None: return argparse.Namespace(**{**vars(args), **_DEFAULTS, **given})
+    place = Path(args.resume)/"config.json"
+    if not place.is_file(): raise ValueError(f"no {place}; --resume needs the folder of an interrupted training, for example runs/digits-tinyvgg")
+    try: saved = json.loads(place.read_text(encoding="utf-8"))
+    except ValueError: saved = {}
+    missing = sorted({*_DEFAULTS, "train_folder", "test_folder"} - saved.keys())
+    if missing: raise ValueError(f"{place} is not complete ({missing[0]} is missing), so this run cannot be resumed")
+    fixed = sorted(given.keys() - {"epochs", "num_workers", "device", "resume", "run", "command"})
+    if fixed: raise ValueError(f"--resume takes its settings from {place}; leave out --{fixed[0]}")
+    names = vars(args).keys() - {"device"}  # the best one of this machine, unless one is asked for
+    return argparse.Namespace(**{name: saved.get(name) for name in names} | given | {"device": args.device})
+
+
+def _run_of(args: argparse.Namespace, name: str, architecture: str):
+    "A new folder for a run, or the one to go on with."
+    if args.resume: return nullcontext(Path(args.resume))
+    return _run_folder(_run_path(args.out, f"{name}-{architecture.lower()}"))
+
+# %% ../nbs/06_going_modular.ipynb #a25bdcc0
+def _for_users(error: Exception) -> str:
+    "A message without the advice that is for those who write code."
+    return str(error).partition(". To accept it: ")[0]
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    "When training ends early and there is a checkpoint, say what it is good for."
+    try: yield
+    except (KeyboardInterrupt, SystemExit):
+        if any(folder.glob("checkpoints/*.pt")):
+            print(f"go on with: {shlex.join(['pytorch-course', 'train', '--resume', str(folder)])}", file=sys.stderr)
+        raise
+    except ValueError as error:
+        kept = sorted(folder.glob("checkpoints/*.pt"))
+        if kept and "non_finite" in str(error): raise ValueError(f"{_for_users(error)}. The last good checkpoint is {kept[-1]}") from error
+        raise
 
 
 def _train(args: argparse.Namespace):
     "Get the data, train, save, and say what to do next."
     import torch
     from pytorch_course import model as models, save_load, tensors, training
+    args = _settings(args)
     device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     name, loaders, class_names, transform, model, arguments = _prepare(args)
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
     architecture, sizes = type(model).__name__, [len(loader.dataset) for loader in loaders]
-    with _run_folder(_run_path(args.out, f"{name}-{architecture.lower()}")) as folder:
+    with _run_of(args, name, architecture) as folder, _saying_how_to_go_on(folder):
         kind = "gray" if transform.channels == 1 else "color"
         print(f"data    {name}: {sizes[0]:,} training and {sizes[1]:,} test pictures in {len(class_names)} classes, {kind}")
         print(f"model   {architecture}, {models.count_parameters(model):,} parameters, pictures {transform.image_size} x {transform.image_size}")
         print(f"device  {device}, seed {args.seed}", flush=True)
-        results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device)
+        config = _config(args, [loader.dataset.root for loader in loaders], name, device)
+        _write_json(folder/"config.json", config)
+        keep = dict(checkpoint_dir=folder/"checkpoints", resume=args.resume is not None, seed=args.seed)
+        results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device, **keep)
         metrics = {name: numbers[-1] for name, numbers in results.items()}
         info = save_load.ModelInfo(architecture.lower(), arguments, class_names, transform, metrics)
-        _save_run(folder, model, info, results, _config(args, device, info))
+        _save_run(folder, model, info, results, config)
     print(f"\ntest accuracy {metrics['test_acc']:.1%} on {sizes[1]:,} pictures that were not trained on")
     print(f"saved in {folder}: model.pt, history.csv, curves.png, config.json")
     print(f"next: {shlex.join(['pytorch-course', 'predict', str(folder/'model.pt'), loaders[1].dataset.samples[0][0]])}")
 
-# %% ../nbs/06_going_modular.ipynb #c637fe34
+# %% ../nbs/06_going_modular.ipynb #42d4d83c
 def _add_train(commands):
     parser = commands.add_parser(
         "train", help="train an image classifier", allow_abbrev=False,
         description="Train an image classifier. Without flags: TinyVGG on real handwritten digits, 5 epochs, no network needed.",
     )  # fmt: skip
-    add = parser.add_argument
+    add, of = parser.add_argument, _DEFAULTS
     add("--data", help="data set (see get-data), or a folder or zip file of your own (default: digits)")
     add("--train_dir", help="folder of class folders to train on, instead of --data")
     add("--test_dir", help="folder of class folders to test on, with --train_dir")
-    add("--root", default="data", help="folder for data sets (default: %(default)s)")
-    add("--model", default="tinyvgg", help="tinyvgg, cifar10net or neuralnetwork (default: %(default)s)")
-    add("--epochs", "--num_epochs", type=_number(int, 1), default=5, metavar="N", help="passes over the training pictures (default: %(default)s)")
-    add("--batch_size", type=_number(int, 1), default=32, metavar="N", help="pictures per step (default: %(default)s)")
-    add("--learning_rate", "--lr", type=_number(float, 0, above=True), default=0.001, metavar="X", help="step size of Adam (default: %(default)s)")
-    add("--hidden_units", type=_number(int, 1, at_most=4096), default=10, metavar="N", help="channels of TinyVGG's convolutions (default: %(default)s)")
+    add("--root", help=f"folder for data sets (default: {of['root']})")
+    add("--model", help=f"tinyvgg, cifar10net or neuralnetwork (default: {of['model']})")
+    add("--epochs", "--num_epochs", type=_number(int, 1), metavar="N", help=f"passes over the training pictures (default: {of['epochs']})")
+    add("--batch_size", type=_number(int, 1), metavar="N", help=f"pictures per step (default: {of['batch_size']})")
+    add("--learning_rate", "--lr", type=_number(float, 0, above=True), metavar="X", help=f"step size of Adam (default: {of['learning_rate']})")
+    add("--hidden_units", type=_number(int, 1, at_most=4096), metavar="N", help=f"channels of TinyVGG's convolutions (default: {of['hidden_units']})")
     add("--image_size", type=_number(int, 1, at_most=4096), metavar="PIXELS", help="height and width (default: 64 for tinyvgg, 32 for cifar10net, 28 for neuralnetwork)")
     add("--device", help="cpu, cuda, cuda:1, mps ... (default: the best one there is)")
-    add("--num_workers", type=_number(int, 0), default=0, metavar="N", help="processes that read pictures; pays for large photos (default: %(default)s)")
-    add("--seed", type=_number(int, 0), default=42, metavar="N", help="the same seed gives the same run on the same machine (default: %(default)s)")
+    add("--num_workers", type=_number(int, 0), metavar="N", help=f"processes that read pictures; pays for large photos (default: {of['num_workers']})")
+    add("--seed", type=_number(int, 0), metavar="N", help=f"the same seed gives the same run on the same machine (default: {of['seed']})")
     add("--out", metavar="DIR", help="folder for the results, new or empty (default: runs/<data>-<model>)")
+    add("--resume", metavar="RUN", help="go on with an interrupted training, to exactly the same result; of the other flags only --epochs, --num_workers, --device")
     parser.set_defaults(run=_train)
 
 # %% ../nbs/06_going_modular.ipynb #2a52ad13
@@ -311,34 +375,60 @@ def _add_scaffold(commands):
     parser.add_argument("directory", metavar="DIR", help="new or empty folder")
     parser.set_defaults(run=_scaffold)
 
-# %% ../nbs/06_going_modular.ipynb #dd0cce67
+# %% ../nbs/06_going_modular.ipynb #f6684c97
+def _doctor(args: argparse.Namespace) -> int:
+    "Look at this machine; 1 if something would fail."
+    from pytorch_course.doctor import diagnose, print_report
+    return print_report(diagnose(".", args.root), args.json)
+
+
+def _add_doctor(commands):
+    parser = commands.add_parser(
+        "doctor", help="look what would fail on this machine", allow_abbrev=False,
+        description="Print versions, devices, workers, memory and disk, what would fail and how to mend it; exit status 1 if something would.",
+    )  # fmt: skip
+    parser.add_argument("--root", default="data", help="folder for data sets (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=_doctor)
+
+# %% ../nbs/06_going_modular.ipynb #2109aed7
 def _one_line(error: Exception) -> str:
     "An error's message without line breaks; of an operating system's error, the words and the file."
-    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else _for_users(error)
     return " ".join(message.split()) or type(error).__name__
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    "Warnings without the place in the code, which only helps those who can change it."
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"pytorch-course: warning: {_one_line(message)}", file=sys.stderr)
+        yield
 
 
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
-) -> int:  # exit status: 0 done, 2 bad input, 130 interrupted
+) -> int:  # exit status: 0 done, 1 the doctor has found something, 2 bad input, 130 interrupted (143 by SIGTERM)
     "The `pytorch-course` command."
     parser = _Parser(prog="pytorch-course", description="Train image classifiers and use them.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"pytorch_course {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_get_data, _add_train, _add_predict, _add_evaluate, _add_scaffold): add(commands)
+    for add in (_add_get_data, _add_train, _add_predict, _add_evaluate, _add_scaffold, _add_doctor): add(commands)
     args = parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
+    status = 0
     try:
-        args.run(args)
+        with _warnings_in_one_line(): status = args.run(args) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         too_large = isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error)
-        if isinstance(error, RuntimeError) and not too_large: raise  # a bug, and its traceback is welcome
+        known = too_large or not isinstance(error, RuntimeError) or type(error).__name__ == "WorkerError"
+        if not known: raise  # a bug, and its traceback is welcome
         advice = "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
         print(f"pytorch-course {args.command}: error: {advice if too_large else _one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\npytorch-course {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status

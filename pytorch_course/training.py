@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['accuracy', 'binary_accuracy', 'mean_absolute_error', 'TopKAccuracy', 'default_metrics', 'EpochMeter', 'to_device',
-           'run_epoch', 'train_step', 'test_step', 'epoch_rows', 'train', 'Callback', 'Trainer', 'plot_loss_curves']
+           'run_epoch', 'train_step', 'test_step', 'Callback', 'Trainer', 'train', 'plot_loss_curves']
 
-# %% ../nbs/04_training.ipynb #9419a414
+# %% ../nbs/04_training.ipynb #cb57cd8d
 import copy
 import math
 import time
@@ -14,14 +14,19 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from . import checks
+from .checkpoint_folder import CheckpointFolder, ResumeWarning, StopSignals
+from .checkpoints import load_checkpoint
 from .files import bar_options
 from .images import new_figure
+from .replay import ReplayLoader, mix_seed, naming_worker_faults, reseed
 
 # %% ../nbs/04_training.ipynb #7bba91d7
 def accuracy(
@@ -64,7 +69,7 @@ def default_metrics(
     if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}
     return {}
 
-# %% ../nbs/04_training.ipynb #f0ce8ca0
+# %% ../nbs/04_training.ipynb #38a72dd5
 class EpochMeter:
     "Loss and metrics over an epoch, weighted by samples; nothing leaves the device before `means`."
     def __init__(self, metrics: dict[str, Callable]):
@@ -83,6 +88,19 @@ class EpochMeter:
         self.sizes.append(len(y))
         for metric in self.objects.values(): metric.update(logits, y)
 
+    def state_dict(self) -> dict:
+        "The books so far, as tensors and plain values."
+        for metric in self.objects.values(): getattr(metric, "persistent", lambda mode: None)(True)  # torchmetrics keeps its state to itself otherwise
+        objects = {name: metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric)) for name, metric in self.objects.items()}
+        return {"rows": torch.stack(self.rows) if self.rows else torch.zeros(0), "sizes": self.sizes, "objects": objects}
+
+    def load_state_dict(self, state: dict):
+        "Go on where the books were closed."
+        self.rows, self.sizes = list(state["rows"]), list(state["sizes"])
+        for name, metric in self.objects.items():
+            if hasattr(metric, "load_state_dict"): metric.load_state_dict(state["objects"][name])
+            else: vars(metric).update(state["objects"][name])
+
     def losses(self) -> torch.Tensor:
         "Loss of every step so far, `(steps,)`."
         return torch.stack(self.rows)[:, 0]
@@ -94,7 +112,7 @@ class EpochMeter:
         means = (sizes @ torch.stack(self.rows).cpu().double() / sizes.sum()).tolist()
         return dict(zip(("loss", *self.functions), means)) | {name: float(metric.compute()) for name, metric in self.objects.items()}
 
-# %% ../nbs/04_training.ipynb #8b6ba254
+# %% ../nbs/04_training.ipynb #cdb520a0
 def to_device(
     batch,  # a tensor, or lists, tuples and dictionaries of them
     device: str | torch.device,  # where to
@@ -117,12 +135,12 @@ def run_epoch(
 ) -> dict[str, float]:  # means over all samples, `{"loss": ..., <metric>: ...}`
     "The one loop: training and testing both run through it."
     model.train(update is not None)
-    with nullcontext() if update else torch.inference_mode():
+    with nullcontext() if update else torch.inference_mode(), naming_worker_faults():
         for X, y in dataloader:
             X, y = to_device(X, device), to_device(y, device)
             loss, logits = step(X, y)
-            if update: update(loss)
             meter.add(loss, logits, y)
+            if update: update(loss)
     return meter.means()
 
 # %% ../nbs/04_training.ipynb #d010b9cc
@@ -161,57 +179,24 @@ def test_step(
     means = run_epoch(model, dataloader, device, EpochMeter(default_metrics(loss_fn)), step)
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #ca90eb04
-def epoch_rows(
-    epochs: int,  # how many
-    train_dataloader: DataLoader,  # what the bar counts
-    train_epoch: Callable,  # `train_epoch(dataloader) -> {"loss": ..., ...}`
-    test_epoch: Callable | None,  # `test_epoch() -> {"loss": ..., ...}`; `None`: nothing to test with
-    prefixes: tuple[str, str] = ("train", "test"),  # put before the names
-    progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
-) -> Iterator[dict[str, float]]:  # the numbers of every epoch, `{"train_loss": ..., "test_loss": ..., ...}`
-    "Run epoch after epoch. Raises `ValueError` for a negative number of them."
-    if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
-    for epoch in range(1, epochs + 1):
-        start = time.perf_counter()
-        with tqdm(train_dataloader, f"epoch {epoch}/{epochs}", **bar_options(progress)) as bar:
-            row = {f"{prefixes[0]}_{name}": number for name, number in train_epoch(bar).items()}
-        if test_epoch: row |= {f"{prefixes[1]}_{name}": number for name, number in test_epoch().items()}
-        if progress:
-            shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
-            print(f"epoch {epoch}/{epochs}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
-        yield row
-
-
-def train(
-    model: nn.Module,  # moved to `device`
-    train_dataloader: DataLoader,  # batches `(X, y)` to learn from
-    test_dataloader: DataLoader,  # batches `(X, y)` to measure with, after every epoch
-    optimizer: torch.optim.Optimizer,  # of the model's parameters
-    loss_fn: Callable,  # `loss_fn(logits, y)`, a mean over the batch
-    epochs: int,  # passes over the training data
-    device: str | torch.device,  # where to compute
-    *,
-    progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
-) -> dict[str, list[float]]:  # `train_loss`, `train_acc`, `test_loss`, `test_acc`, each with one number per epoch
-    "Train and test for a number of epochs. Raises `ValueError` for a negative number of them, for empty data, and when the loss is no longer a number."
-    model.to(device)
-    train_epoch = lambda dataloader: dict(zip(("loss", "acc"), train_step(model, dataloader, loss_fn, optimizer, device)))
-    test_epoch = lambda: dict(zip(("loss", "acc"), test_step(model, test_dataloader, loss_fn, device)))
-    rows = []
-    for row in epoch_rows(epochs, train_dataloader, train_epoch, test_epoch, progress=progress):
-        rows.append(row)
-        if not math.isfinite(row["train_loss"]):
-            raise ValueError(f"the training loss became {row['train_loss']} in epoch {len(rows)}; lower the learning rate")
-    return {name: [row[name] for row in rows] for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
-
-# %% ../nbs/04_training.ipynb #8dece325
+# %% ../nbs/04_training.ipynb #57e71edd
 class Callback:
     """Base of all callbacks: override the hooks you need; each receives the trainer.
 
-    A method that begins with `before_` or `after_` and is no hook raises `TypeError` when the class is defined.
+    A method that begins with `before_` or `after_` and is no hook raises `TypeError` when the class is defined. What a callback remembers
+    from batch to batch belongs into a checkpoint: name those attributes in `remembers`.
     """
-    def before_fit(self, trainer): "Training begins; `trainer.epochs` is known."
+    remembers: tuple[str, ...] = ()  # attributes of tensors and plain values
+
+    def state_dict(self) -> dict:
+        "What a checkpoint keeps of this callback."
+        return {name: getattr(self, name) for name in self.remembers if hasattr(self, name)}
+
+    def load_state_dict(self, state: dict):
+        "Called after `before_fit`, and in the middle of an epoch after `before_epoch`, when a training is resumed."
+        vars(self).update(state)
+
+    def before_fit(self, trainer): "Training begins, or is resumed; `trainer.epochs`, `trainer.steps` and `trainer.history` are known."
     def before_epoch(self, trainer): "An epoch of training begins; `trainer.train_dataloader` is what it will go through."
     def before_batch(self, trainer): "`trainer.batch` is `(X, y)`, on the device; may be replaced."
     def after_backward(self, trainer): "The gradients are there, the weights have not moved yet."
@@ -226,12 +211,109 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #f65a90bd
+# %% ../nbs/04_training.ipynb #63806a5d
+def _process_number() -> tuple[int, int]:
+    "Number of this process and how many there are, when several train together."
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+class _Keeper:
+    "Saves where a training stands, finds it again, and listens to signals meanwhile."
+    def __init__(self, trainer: "Trainer", folder: str | Path | CheckpointFolder, resume: bool):
+        self.trainer, self.signals = trainer, StopSignals()
+        self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
+        self.folder.prepare(resume)
+        self.found = self.folder.newest() if resume else None
+        if self.found: self._check_same(self.found[1])
+
+    def _data(self) -> dict:
+        "What must not change between two parts of a training."
+        loader = self.trainer.train_dataloader
+        dataset, length = getattr(loader, "dataset", None), lambda thing: len(thing) if hasattr(thing, "__len__") else None
+        try: batches = length(loader)
+        except TypeError: batches = None
+        classes = getattr(dataset, "classes", None)
+        return {"samples": length(dataset), "batches": batches, "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None}
+
+    def _machine(self) -> dict:
+        "What the last digits depend on."
+        return {
+            "torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": self.trainer.device.type,
+            "processor": torch.backends.cpu.get_cpu_capability(), "processes": _process_number()[1],
+        }  # fmt: skip
+
+    def _check_same(self, values: dict):
+        path, then, now = self.found[0], values["data"], self._data()
+        if then["classes"] != now["classes"]: raise ValueError(f"{path} is from a training on the classes {then['classes']}; the data have {now['classes']}")
+        if then != now:
+            change = f"the data have changed: {then['samples']} samples in {then['batches']} batches when {path} was saved, now {now['samples']} in {now['batches']}"
+            if values["batches_done"]: raise ValueError(f"{change}; in the middle of an epoch that cannot be resumed")
+            warnings.warn(f"{change}; training goes on, but not as it would have done", ResumeWarning, stacklevel=5)
+        machine = self._machine()
+        changes = [f"{name} {values['machine'].get(name)}, now {machine[name]}" for name in machine if values["machine"].get(name) != machine[name]]
+        if changes: warnings.warn(f"saved with {'; '.join(changes)}: the last digits may differ from those of an uninterrupted training", ResumeWarning, stacklevel=5)
+        if self.trainer.seed not in (None, values["seed"]): raise ValueError(f"{path} is from a training with seed {values['seed']}, not {self.trainer.seed}")
+
+    def _content(self) -> dict:
+        "Everything with a state, by name."
+        trainer = self.trainer
+        others = {"scaler": trainer.scaler}
+        for callback in trainer.callbacks:
+            if callback.remembers or type(callback).state_dict is not Callback.state_dict: others[f"callback {len(others)}"] = callback
+        return dict(models=trainer.model, optimizers=trainer.optimizer, schedulers=others)
+
+    def restore_counters(self):
+        "Before the first hook: where the training stands."
+        if not self.found: return
+        path, values = self.found
+        for name in ("seed", "epochs_done", "batches_done", "steps", "stop", "history"): setattr(self.trainer, name, values[name])
+        if self.trainer.progress: print(f"resumed from {path.name}: {values['epochs_done']} epochs and {values['batches_done']} batches were done", flush=True)
+
+    def restore_content(self):
+        "After the first hooks, which prepare schedules and the like: weights, optimizer, callbacks."
+        if not self.found: return
+        load_checkpoint(self.found[0], **self._content())
+        self.trainer.books_before = self.found[1]["books"]
+
+    def save(self) -> str:
+        "Save now, if this is the first process."
+        trainer = self.trainer
+        values = {name: getattr(trainer, name) for name in ("seed", "epochs_done", "batches_done", "steps", "stop", "history")}
+        values["books"] = trainer.books.state_dict() if trainer.batches_done else None
+        if _process_number()[0] == 0: self.folder.save(trainer.steps, **self._content(), values=values | {"data": self._data(), "machine": self._machine()})
+        return str(self.folder.folder)
+
+    def after_step(self):
+        "Obey a signal, or save when it is time."
+        if self.signals.received: self.leave()
+        elif self.folder.due(self.trainer.steps): self.save()
+
+    def after_epoch(self, last: bool):
+        "Save at the end of an epoch when it is time, and always at the end of the training."
+        if self.signals.received: self.leave()
+        elif last or self.folder.due(self.trainer.steps, end_of_epoch=True): self.save()
+
+    def watch(self, batches: Iterable) -> Iterator:
+        "The same batches; a signal is obeyed between them."
+        for batch in batches:
+            if self.signals.received: self.leave()
+            yield batch
+
+    def leave(self):
+        where = self.save()
+        self.signals.leave(f"stopped after step {self.trainer.steps}, saved in {where}; resume=True goes on from there")
+
+
+_STEPS, _CALLBACKS, _VALIDATION = 3, 4, 5  # what a seed is needed for, besides order (1) and samples (2)
+
+
 class Trainer:
     """Train a model with callbacks; `step`, `epoch` and `fit` may be overridden in a subclass.
 
     `history` is a list with the numbers of every epoch so far; set `stop = True` in a callback to end after this epoch.
     """
+    splits = ("train", "valid")  # begin the names of the numbers
+
     def __init__(
         self,
         model: nn.Module,  # moved to `device`
@@ -251,6 +333,8 @@ class Trainer:
         self.metrics = default_metrics(loss_fn) if metrics is None else dict(metrics)
         self.callbacks, self.progress = list(callbacks), progress
         self.history, self.steps, self.stop, self.hold = [], 0, False, False
+        self.epochs_done = self.batches_done = 0  # of this `fit`, and of this epoch
+        self.seed = self.keeper = self.batch = self.books = self.books_before = None
         self.train_dataloader = self.valid_dataloader = None
         self.contexts, self.scaler = [], torch.amp.GradScaler(self.device.type, enabled=False)
 
@@ -265,8 +349,13 @@ class Trainer:
 
     def _train_step(self, X, y):
         self.batch, self.hold = (X, y), False
+        self._reseed(_CALLBACKS)
         self.call("before_batch")
+        self._reseed(_STEPS)  # whatever the callbacks have drawn
         return self._first_step(*self.batch) if self.steps == 0 else self._step_in_contexts(*self.batch)
+
+    def _reseed(self, purpose: int):
+        if self.seed is not None: reseed(mix_seed(self.seed, purpose, self.steps, _process_number()[0]))
 
     def _step_in_contexts(self, X, y):
         with ExitStack() as stack:
@@ -285,7 +374,7 @@ class Trainer:
         return loss, logits
 
     def _update(self, loss):
-        if self.device.type == "cpu" or self.steps % 50 == 0:  # a GPU would have to wait for the answer
+        if (self.device.type == "cpu" or self.steps % 50 == 0) and not math.isfinite(loss.item()):  # a GPU would have to wait for the answer
             checks.check_finite(loss.detach().reshape(1), self.steps + 1, self.model, self.batch[0], self.silence)
         self.scaler.scale(loss).backward()
         if self.steps == 0: checks.check_gradients(self.model, self.silence)
@@ -296,7 +385,9 @@ class Trainer:
             self.scaler.update()
             self.optimizer.zero_grad()
         self.steps += 1
+        self.batches_done += 1
         self.call("after_batch")
+        if self.keeper and not self.hold: self.keeper.after_step()
 
     def epoch(self, dataloader: DataLoader, training: bool) -> dict[str, float]:
         "Override point: one pass over the data; means over all samples."
@@ -305,37 +396,78 @@ class Trainer:
             means = run_epoch(self.model, dataloader, self.device, self.meter, self._step_in_contexts)
             checks.check_mode(self.model, self.silence)
             return means
+        self.books, before, self.books_before = self.meter, self.books_before, None
+        if before: self.books.load_state_dict(before)
         self.optimizer.zero_grad()
         means = run_epoch(self.model, dataloader, self.device, self.meter, self._train_step, self._update)
         losses = self.meter.losses()
-        checks.check_finite(losses, self.steps - len(losses) + 1, self.model, self.batch[0], self.silence)
+        if self.batch: checks.check_finite(losses, self.steps - len(losses) + 1, self.model, self.batch[0], self.silence)
         checks.check_losses(losses, self.silence)
         return means
 
-    def fit(self, epochs: int, train_dataloader: DataLoader, valid_dataloader: DataLoader | None = None):
-        """Override point: train for a number of epochs; a pandas DataFrame with a row for each of them, also those of earlier calls.
+    def fit(
+        self,
+        epochs: int,  # passes over the training data; with `resume`, those before the interruption count
+        train_dataloader: DataLoader,  # batches `(X, y)` to learn from
+        valid_dataloader: DataLoader | None = None,  # batches `(X, y)` to measure with, after every epoch
+        *,
+        checkpoint_dir: str | Path | CheckpointFolder | None = None,  # folder for checkpoints; a `CheckpointFolder` says how often and how many
+        resume: bool = False,  # go on from the newest checkpoint there, if there is one
+        seed: int | None = None,  # order, augmentation and dropout follow from it alone; `None`: the loaders' own draws or, with checkpoints, PyTorch's seed
+    ):  # a pandas DataFrame with a row per epoch, also those of earlier calls
+        """Override point: train for a number of epochs.
 
-        Raises `ValueError` without an optimizer and for a negative number of epochs, and `TrainingError` for what `pytorch_course.checks` finds.
+        With a `checkpoint_dir`, Ctrl-C and SIGTERM finish the step and save, and a resumed training ends with the very weights and numbers of one that was
+        never interrupted, for any number of workers. Raises `ValueError` without an optimizer, for a negative number of epochs and for data or a model that
+        the checkpoint does not fit, `CheckpointError` when it cannot save, and `TrainingError` for what `pytorch_course.checks` finds.
         """
         import pandas  # here, so that importing this module stays fast
-        if self.optimizer is None: raise ValueError("fit needs an optimizer: Trainer(model, loss_fn, optimizer)")
-        checks.check_loaders(train_dataloader, valid_dataloader, self.silence)
-        self.epochs, self.train_dataloader, self.valid_dataloader, self.stop = epochs, train_dataloader, valid_dataloader, False
-        try:
-            self.call("before_fit")
-            for row in epoch_rows(epochs, train_dataloader, self._train_epoch, self._valid_epoch, ("train", "valid"), self.progress):
-                self.history.append({"epoch": len(self.history) + 1} | row)
-                self.call("after_epoch")
-                if self.stop: break
-        finally: self.call("after_fit")
+        self._fit(epochs, train_dataloader, valid_dataloader, checkpoint_dir, resume, seed)
         return pandas.DataFrame(self.history)
 
-    def _train_epoch(self, dataloader):
-        self.call("before_epoch")
-        return self.epoch(dataloader, training=True)
+    def _fit(self, epochs, train_dataloader, valid_dataloader, checkpoint_dir=None, resume=False, seed=None):
+        if self.optimizer is None: raise ValueError("fit needs an optimizer: Trainer(model, loss_fn, optimizer)")
+        if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
+        if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir, the folder with the checkpoints")
+        checks.check_loaders(train_dataloader, valid_dataloader, self.silence)
+        self.epochs, self.train_dataloader, self.valid_dataloader, self.stop = epochs, train_dataloader, valid_dataloader, False
+        self.epochs_done, self.batches_done, self.seed, self.keeper = 0, 0, seed, None
+        if checkpoint_dir is not None: self.keeper = _Keeper(self, checkpoint_dir, resume)
+        try: self._fit_kept() if self.keeper else self._fit_epochs()
+        finally: self.call("after_fit")
 
-    def _valid_epoch(self):
-        return {} if self.valid_dataloader is None else self.epoch(self.valid_dataloader, training=False)
+    def _fit_kept(self):
+        with self.keeper.signals:
+            self.keeper.restore_counters()
+            if self.seed is None: self.seed = torch.initial_seed()
+            self._fit_epochs()
+
+    def _fit_epochs(self):
+        self.call("before_fit")
+        if self.batches_done: self.call("before_epoch")  # resumed in the middle of one
+        if self.keeper: self.keeper.restore_content()
+        batches, valid_batches = self.train_dataloader, self.valid_dataloader
+        if self.seed is not None: batches, valid_batches = ReplayLoader(batches, self.seed), ReplayLoader(valid_batches, mix_seed(self.seed, _VALIDATION))
+        while self.epochs_done < self.epochs and not self.stop: self._fit_epoch(batches, valid_batches)
+
+    def _fit_epoch(self, batches, valid_batches):
+        "One epoch, or the rest of one."
+        start, title = time.perf_counter(), f"epoch {self.epochs_done + 1}/{self.epochs}"
+        if self.seed is not None: batches.start(len(self.history), self.batches_done), valid_batches.start(len(self.history))
+        if not self.batches_done: self.call("before_epoch")
+        with tqdm(batches, title, initial=self.batches_done, **bar_options(self.progress)) as bar: row = self._named(0, self.epoch(bar, training=True))
+        if self.valid_dataloader is not None:
+            row |= self._named(1, self.epoch(self.keeper.watch(valid_batches) if self.keeper else valid_batches, training=False))
+        if self.progress:
+            shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
+            print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
+        self.history.append({"epoch": len(self.history) + 1} | row)
+        self.epochs_done, self.batches_done = self.epochs_done + 1, 0
+        self.call("after_epoch")
+        if self.keeper: self.keeper.after_epoch(last=self.stop or self.epochs_done >= self.epochs)
+
+    def _named(self, split: int, means: dict[str, float]) -> dict[str, float]:
+        return {f"{self.splits[split]}_{name}": number for name, number in means.items()}
 
     def evaluate(self, dataloader: DataLoader) -> dict[str, float]:
         "Loss and metrics of a data set, without changing the model."
@@ -346,7 +478,7 @@ class Trainer:
         if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
             warnings.warn("this dataloader shuffles, so predictions will not be in the order of the files; use shuffle=False", stacklevel=2)
         self.model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), naming_worker_faults():
             batches = (batch[0] if isinstance(batch, (list, tuple)) else batch for batch in dataloader)
             return torch.cat([self.model(to_device(X, self.device)).cpu() for X in batches])
 
@@ -359,6 +491,27 @@ class Trainer:
         trainer = type(self)(model, self.loss_fn, optimizer, {}, device=self.device, silence=self.silence, progress=False)
         batch = next(iter(dataloader))
         return [trainer.epoch([batch], training=True)["loss"] for _ in range(steps)]
+
+# %% ../nbs/04_training.ipynb #2c365996
+def train(
+    model: nn.Module,  # moved to `device`
+    train_dataloader: DataLoader,  # batches `(X, y)` to learn from
+    test_dataloader: DataLoader,  # batches `(X, y)` to measure with, after every epoch
+    optimizer: torch.optim.Optimizer,  # of the model's parameters
+    loss_fn: Callable,  # `loss_fn(logits, y)`, a mean over the batch
+    epochs: int,  # passes over the training data; with `resume`, those before the interruption count
+    device: str | torch.device,  # where to compute
+    *,
+    checkpoint_dir: str | Path | CheckpointFolder | None = None,  # as in `Trainer.fit`, likewise the next two
+    resume: bool = False,  # go on from the newest checkpoint there, if there is one
+    seed: int | None = None,  # order, augmentation and dropout follow from it alone
+    progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
+) -> dict[str, list[float]]:  # `train_loss`, `train_acc`, `test_loss`, `test_acc`, each with one number per epoch; NaN where there is no accuracy
+    "Train and test for a number of epochs. Raises what `Trainer.fit` raises, and `ValueError` for empty data."
+    trainer = Trainer(model, loss_fn, optimizer, device=device, progress=progress)
+    trainer.splits = ("train", "test")
+    trainer._fit(epochs, train_dataloader, test_dataloader, checkpoint_dir, resume, seed)
+    return {name: [row.get(name, math.nan) for row in trainer.history] for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
 
 # %% ../nbs/04_training.ipynb #47a0c72c
 def plot_loss_curves(

@@ -40,7 +40,7 @@ def test_default_training(digits_run):
     folder, done = digits_run
     assert (done.status, done.err) == (0, "")
     run = folder / "runs" / "digits-tinyvgg"
-    assert everything(run) == ["config.json", "curves.png", "history.csv", "model.pt"]
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "curves.png", "history.csv", "model.pt"]
     rows = list(csv.DictReader((run / "history.csv").open()))
     assert list(rows[0]) == ["epoch", "train_loss", "train_acc", "test_loss", "test_acc"]
     assert len(rows) == 5
@@ -85,16 +85,79 @@ def test_folders_models_and_spellings(command, tmp_path):
     assert (tmp_path / "runs" / "pets-tinyvgg-2" / "model.pt").is_file()  # never over another run
 
 
-def test_interrupted_training_leaves_nothing_half_written(tmp_path):
-    make_pictures(tmp_path / "pets", per_class=40)
-    line = [sys.executable, "-u", "-m", "pytorch_course", "train", "--data", "pets", "--epochs", "10000", "--image_size", "16"]
-    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not process.stdout.readline().startswith("epoch"): assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+PETS = ["train", "--data", "pets", "--image_size", "16", "--batch_size", "4"]
+
+
+def begin(folder, *words):
+    "A training as a process; returns when it has printed its second epoch, so that there is a checkpoint of the first."
+    line = [sys.executable, "-u", "-m", "pytorch_course", *PETS, *map(str, words)]
+    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("epoch 2"): assert process.poll() is None, process.stderr.read()
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    "A folder with pictures and a training that was never interrupted."
+    folder = tmp_path_factory.mktemp("whole")
+    make_pictures(folder / "pets", per_class=40)
+    assert begin(folder, "--epochs", 60, "--out", "whole").wait(timeout=120) == 0
+    return folder
+
+
+def weights(folder): return {name: value.tolist() for name, value in torch.load(folder / "model.pt", weights_only=True)["state_dict"].items()}
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["ctrl-c", "sigterm", "kill"])
+def test_interrupted_training_goes_on_to_the_same_end(whole_run, command, number, status):
+    "Row 14 and 15 of the fault table, and 1: the same files in the end, bit by bit."
+    out = f"stopped by {number}"
+    process = begin(whole_run, "--epochs", 60, "--out", out)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip() == "pytorch-course train: interrupted"
+    assert process.returncode == status
+    if number != signal.SIGKILL: assert f"go on with: pytorch-course train --resume '{out}'" in err and "Traceback" not in err
+    assert not (whole_run / out / "model.pt").exists() and (whole_run / out / "config.json").exists()
+    done = command("train", "--resume", whole_run / out, "--num_workers", 1)  # from another folder, with another number of workers
+    assert (done.status, done.err) == (0, "")
+    assert "resumed from step-" in done.out
+    assert (whole_run / out / "history.csv").read_text() == (whole_run / "whole" / "history.csv").read_text()
+    assert weights(whole_run / out) == weights(whole_run / "whole")
+
+
+def test_row_10_nan_says_where_the_last_good_checkpoint_is(command, tmp_path):
+    make_pictures(tmp_path / "pets")
+    done = command("train", "--data", "pets", "--image_size", 16, "--lr", "1e9")  # a single batch an epoch: the first leaves finite weights
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert "the loss is nan at step 2" in done.err
+    assert "The last good checkpoint is runs/pets-tinyvgg/checkpoints/step-00000001.pt" in done.err
+
+
+def test_damaged_checkpoint_is_said_in_one_line(whole_run, command):
+    shutil.copytree(whole_run / "whole", whole_run / "damaged")
+    newest = sorted((whole_run / "damaged" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    done = command("train", "--resume", whole_run / "damaged")
+    assert done.status == 0 and done.err.count("\n") == 1
+    assert done.err.startswith("pytorch-course: warning: cannot load ") and newest.name in done.err and "going back to step-" in done.err
+    assert weights(whole_run / "damaged") == weights(whole_run / "whole")
+
+
+def test_interrupted_before_the_first_step_leaves_nothing(tmp_path):
+    make_pictures(tmp_path / "pets", per_class=2)
+    line = [sys.executable, "-c", "import signal, sys, pytorch_course.data as data\n"
+            "data.create_dataloaders = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
+            "from pytorch_course.going_modular import main; sys.exit(main(sys.argv[1:]))", *PETS]  # fmt: skip
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == (130, "pytorch-course train: interrupted")
     assert not (tmp_path / "runs").exists()
+
+
+def test_doctor(command):
+    done = command("doctor", "--json")
+    findings = json.loads(done.out)
+    assert done.status == int(any(finding["fatal"] and finding["problem"] for finding in findings))
+    assert {"torch", "torchvision"} <= {finding["name"] for finding in findings}
 
 
 # --- bad input: one line, status 2, nothing left behind ---
@@ -111,7 +174,7 @@ BAD_LINES = {
     "train --seed -5": "at least 0 is needed",
     "train --batch_size 99999999999999999999": "at most 2,147,483,647 is needed",
     "train --hidden_units 99999999": "at most 4,096 is needed",
-    "train --data pets --image_size 16 --lr 1e9": "lower the learning rate",
+    "train --data pets --image_size 16 --batch_size 4 --lr 1e9": "lower the learning rate",
     "evaluate not_a.zip --data pets --test_dir pets/test": "not both",
     "train --device warp": "'warp'",
     "train --image_size 15 --data pets": "at least 16 pixels, not 15",
@@ -137,6 +200,9 @@ BAD_LINES = {
     "predict plain.pth a.png": "weights without a description",
     "predict pickled.pt a.png": "could run any code",
     "predict": "required: MODEL, IMAGE",
+    "train --resume missing": "no missing/config.json",
+    "train --resume pets --epochs 7": "no pets/config.json",
+    "train --resume empty_run": "is not complete",
     "evaluate missing.pt": "no model file at missing.pt",
     "scaffold pets": "pets is not an empty folder",
     "frobnicate": "invalid choice: 'frobnicate'",
@@ -156,6 +222,8 @@ def troubled(tmp_path_factory):
     whole = (folder / "broken_picture" / "train" / "dog" / "3.png").read_bytes()
     (folder / "broken_picture" / "train" / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
     for split in ("train", "test"): (folder / "no_pictures" / split / "cat").mkdir(parents=True)
+    (folder / "empty_run").mkdir()
+    (folder / "empty_run" / "config.json").write_text("{}")
     (folder / "not_a.zip").write_text("<html>moved</html>")
     torch.save({"weight": torch.zeros(2)}, folder / "plain.pth")
     torch.save(zipfile.ZipInfo("x"), folder / "pickled.pt")  # any object that is no plain value
@@ -270,7 +338,7 @@ def test_evaluate(digits_run, command, tmp_path):
 # --- speed of starting ---
 
 
-@pytest.mark.parametrize("line", ["--help", "get-data --help", "train --help", "predict --help", "evaluate --help", "scaffold --help", "--version"])
+@pytest.mark.parametrize("line", ["--help", "get-data --help", "train --help", "predict --help", "evaluate --help", "scaffold --help", "doctor --help", "--version"])
 def test_help_is_instant(line):
     script = Path(sys.executable).with_name("pytorch-course")
     times = []

@@ -1,0 +1,54 @@
+"""A training with everything random in it, small enough to be repeated hundreds of times; shared by the tests and the campaign."""
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset
+
+from pytorch_course.callbacks import BestWeights, EarlyStopping, GradientAccumulation, GradientClipping, LRSchedule
+from pytorch_course.training import Trainer
+
+SAMPLES, BATCH_SIZE, EPOCHS = 44, 4, 3  # 11 batches an epoch
+STEPS = EPOCHS * 11
+
+
+class Augmented(Dataset):
+    "Two classes of noisy vectors; every reading draws from PyTorch's and from NumPy's generator."
+    classes = ["low", "high"]
+
+    def __len__(self): return SAMPLES
+
+    def __getitem__(self, i):
+        x = torch.full((8,), i % 2 - 0.5) + 0.5 * torch.randn(8)
+        return x * float(np.random.uniform(0.8, 1.2)), i % 2
+
+
+class Net(nn.Sequential):
+    def __init__(self): super().__init__(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+
+
+def make_trainer(extra=(), seed=0):
+    torch.manual_seed(seed)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    schedule = LRSchedule(partial(OneCycleLR, max_lr=0.02, total_steps=100), per="batch")
+    callbacks = [GradientAccumulation(2), GradientClipping(1.0), schedule, EarlyStopping(patience=50), BestWeights(), *extra]
+    return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, silence=("random_validation", "overlap"), progress=False)
+
+
+def fit(folder, num_workers=0, extra=(), **kwargs):
+    "Train; everything that must be the same afterwards, as one flat list."
+    loader = partial(DataLoader, Augmented(), BATCH_SIZE, num_workers=num_workers, persistent_workers=num_workers > 0)
+    trainer = make_trainer(extra)
+    trainer.fit(EPOCHS, loader(shuffle=True), loader(), checkpoint_dir=folder, seed=42, **kwargs)
+    return fingerprint(trainer)
+
+
+def fingerprint(trainer):
+    "Weights, optimizer, schedule, norms of all gradients, history: equal only if the whole training was."
+    schedule, clipping = trainer.callbacks[2], trainer.callbacks[1]
+    state = trainer.optimizer.state_dict()["state"]
+    numbers = [*trainer.model.state_dict().values(), *(value for each in state.values() for value in each.values()), *clipping.norms]
+    return [tensor.flatten().tolist() for tensor in numbers] + [schedule.lrs, trainer.history, trainer.steps]

@@ -1,0 +1,61 @@
+"""Row 40 of the fault table: a process of several dies, and the training ends as if nothing had happened."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch.distributed as dist
+
+SCRIPT = """
+import json, os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
+from pytorch_course.checkpoint_folder import CheckpointFolder
+from pytorch_course.distributed import average_weighted, distributed, shard_dataloader
+from pytorch_course.training import Callback, Trainer
+
+folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
+
+class Die(Callback):
+    def after_batch(self, trainer):
+        if kill and process.rank == 1 and trainer.steps == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0": os.kill(os.getpid(), 9)
+
+with distributed("cpu") as process:
+    draw = torch.Generator().manual_seed(0)
+    X, y = torch.randn(37, 4, generator=draw), torch.randint(2, (37,), generator=draw)
+    torch.manual_seed(process.rank)
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    loader = shard_dataloader(DataLoader(TensorDataset(X, y), batch_size=8, shuffle=True), seed=42)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=[Die()], progress=False)
+    trainer.fit(3, loader, checkpoint_dir=CheckpointFolder(folder / "checkpoints", every_steps=1), resume=True, seed=7)
+    test_loader = shard_dataloader(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8), seed=None)  # 12 and 11 samples
+    count, means = len(test_loader.sampler), Trainer(model.module, nn.CrossEntropyLoss()).evaluate(test_loader)
+    means = average_weighted({name: mean * count for name, mean in means.items()}, count)
+    whole = Trainer(model.module, nn.CrossEntropyLoss()).evaluate(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8))
+    content = {"weights": [p.tolist() for p in model.parameters()], "steps": trainer.steps, "means": means, "whole": whole, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
+    (folder / f"rank{process.rank}.json").write_text(json.dumps(content))
+"""
+
+
+def torchrun(folder, kill):
+    folder.mkdir()
+    (folder / "script.py").write_text(SCRIPT)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2", "--max-restarts=1", folder / "script.py", folder, kill]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    done = subprocess.run([str(word) for word in line], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+def test_row_40_a_killed_rank_is_restarted_from_the_checkpoint(tmp_path):
+    whole, restarted = torchrun(tmp_path / "whole", "no"), torchrun(tmp_path / "killed", "kill")
+    assert [each.pop("restarts") for each in (*whole, *restarted)] == ["0", "0", "1", "1"]
+    assert restarted == whole
+    assert whole[0]["weights"] == whole[1]["weights"] and whole[0]["steps"] == 15
+    for each in whole: assert each["means"] == pytest.approx(each["whole"], rel=1e-6)  # uneven shares, exact metrics
