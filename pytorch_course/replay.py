@@ -98,7 +98,7 @@ def naming_worker_faults() -> Iterator[None]:
             if re.search(pattern, str(error)): raise WorkerError(f"{advice} (PyTorch said: {str(error).splitlines()[0].strip()})") from error
         raise
 
-# %% ../nbs/01e_replay.ipynb #2613c4f1
+# %% ../nbs/01e_replay.ipynb #2372672e
 class _Lists:
     "A batch sampler whose lists are set from outside."
     lists: list[Indices] = []
@@ -107,7 +107,7 @@ class _Lists:
 
 
 class _WorkerStart:
-    """Ctrl-C and SIGTERM may reach all processes at once, but it is for the main one to end its workers, after its step: they wait ten seconds.
+    """Ctrl-C and SIGTERM may reach all processes at once, but it is for the main one to end its workers, after its step: they wait five seconds.
 
     Then comes what the user wants at the start of a worker.
     """
@@ -115,7 +115,7 @@ class _WorkerStart:
 
     def __call__(self, worker: int):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "alarm"): signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))  # an alarm ends the process
+        if hasattr(signal, "alarm"): signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # an alarm ends the process
         if self.also: self.also(worker)
 
 
@@ -134,7 +134,7 @@ class ReplayLoader:
         dataloader: DataLoader | Iterable,  # is not changed, but the generators of its samplers are reseeded
         seed: int,  # from 0 to 2**64 - 1
     ):
-        self.dataloader, self.seed, self.epoch, self.batch = dataloader, seed, 0, 0
+        self.dataloader, self.seed, self.epoch, self.batch, self.running = dataloader, seed, 0, 0, None
         numbered = isinstance(dataloader, DataLoader) and dataloader.batch_sampler is not None and not isinstance(dataloader.dataset, IterableDataset)
         self.lists = _Lists() if numbered else None
         self.twin = self._make_twin() if numbered else dataloader
@@ -167,7 +167,13 @@ class ReplayLoader:
             if hasattr(place, "set_epoch"): place.set_epoch(self.epoch)  # a sampler that knows this idea
         if self.lists is None: return islice(self.twin, self.batch, None)
         self.lists.lists = list(map(self._seeded, islice(self.dataloader.batch_sampler, self.batch, None)))
-        return iter(self.twin)
+        self.running = iter(self.twin)
+        return self.running
+
+    def close(self):
+        "End the workers, if there are any. After an error they would wait for somebody to collect the garbage."
+        if hasattr(self.running, "_shutdown_workers"): self.running._shutdown_workers()
+        self.running = None
 
     def _seeded(self, numbers: Iterable) -> Indices:
         indices = Indices(numbers)

@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# %% ../nbs/05c_scaffold.ipynb #9ff696c9
+# %% ../nbs/05c_scaffold.ipynb #af51b329
 @dataclass(frozen=True)
 class _Piece:
     "A top-level statement of a module."
@@ -50,10 +50,13 @@ def _defined(node: ast.stmt) -> list[str]:
     return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
 
 
+_WRITTEN_HERE = {}  # modules that exist only as a text in this file: name -> text
+
+
 @cache
 def _read(module: str) -> _Module:
     "Take a module of this package apart, without running it."
-    text = files("pytorch_course").joinpath(f"{module}.py").read_text(encoding="utf-8")
+    text = _WRITTEN_HERE.get(module) or files("pytorch_course").joinpath(f"{module}.py").read_text(encoding="utf-8")
     pieces, imports = {}, {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.Import):
@@ -74,12 +77,12 @@ def _names(source: str) -> set[str]:
         tables += table.get_children()
     return names
 
-# %% ../nbs/05c_scaffold.ipynb #b2b12a3d
+# %% ../nbs/05c_scaffold.ipynb #8516f329
 _Imports = set[tuple[str, str | None, str]]  # `(module, name there or None, name here)`
 
 
 def _gather(
-    wanted: list[str],  # what the script is for, for example `["training.train"]`
+    wanted: list[str],  # what the script is for, for example `["training.train_step"]`
     taken: dict[tuple[str, str], str],  # pieces that other scripts have: `(module, name)` -> name of the script
 ) -> tuple[set[_Piece], _Imports]:  # what goes into the script, and what it imports
     "Everything that the wanted definitions need, directly or not. Raises `ValueError` for one that does not exist."
@@ -135,7 +138,45 @@ def _script(docstring: str, pieces: set[_Piece], imports: _Imports, local: set[s
         before = piece
     return text + "\n"
 
-# %% ../nbs/05c_scaffold.ipynb #50485b62
+# %% ../nbs/05c_scaffold.ipynb #28238cf0
+_WRITTEN_HERE["short_train"] = '''import math
+import time
+from collections.abc import Callable
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from .files import bar_options
+from .training import test_step, train_step
+
+
+def train(
+    model: nn.Module,  # moved to `device`
+    train_dataloader: DataLoader,  # batches `(X, y)` to learn from
+    test_dataloader: DataLoader,  # batches `(X, y)` to measure with, after every epoch
+    optimizer: torch.optim.Optimizer,  # of the model's parameters
+    loss_fn: Callable,  # `loss_fn(logits, y)`, a mean over the batch
+    epochs: int,  # passes over the training data
+    device: str | torch.device,  # where to compute
+) -> dict[str, list[float]]:  # `train_loss`, `train_acc`, `test_loss`, `test_acc`, each with one number per epoch
+    "Train and test for a number of epochs. Raises `ValueError` for a negative number of them, for empty data, and when the loss is no longer a number."
+    if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
+    model.to(device)
+    results = {"train_loss": [], "train_acc": [], "test_loss": [], "test_acc": []}
+    for epoch in range(1, epochs + 1):
+        start, title = time.perf_counter(), f"epoch {epoch}/{epochs}"
+        with tqdm(train_dataloader, title, **bar_options()) as bar:
+            train_loss, train_acc = train_step(model, bar, loss_fn, optimizer, device)
+        if not math.isfinite(train_loss): raise ValueError(f"the training loss became {train_loss} in epoch {epoch}; lower the learning rate")
+        test_loss, test_acc = test_step(model, test_dataloader, loss_fn, device)
+        row = {"train_loss": train_loss, "train_acc": train_acc, "test_loss": test_loss, "test_acc": test_acc}
+        for name, number in row.items(): results[name].append(number)
+        shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
+        print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
+    return results
+'''
+
+# %% ../nbs/05c_scaffold.ipynb #e0fd1a01
 _PLAN = {  # script -> its docstring, and what it is for
     "food_shapes": (
         "Draw pictures of pizza, steak and sushi with a program: a data set that needs no network.",
@@ -151,7 +192,7 @@ _PLAN = {  # script -> its docstring, and what it is for
     ),
     "engine": (
         "Train and test a model. Losses and accuracies are means over all samples, not means of batch means.",
-        ["training.train_step", "training.test_step", "training.train"],
+        ["training.train_step", "training.test_step", "short_train.train"],
     ),
     "utils": (
         "Devices, seeds, and model files that describe themselves.",

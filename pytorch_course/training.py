@@ -211,7 +211,7 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #63806a5d
+# %% ../nbs/04_training.ipynb #2747b78c
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -448,7 +448,10 @@ class Trainer:
         if self.keeper: self.keeper.restore_content()
         batches, valid_batches = self.train_dataloader, self.valid_dataloader
         if self.seed is not None: batches, valid_batches = ReplayLoader(batches, self.seed), ReplayLoader(valid_batches, mix_seed(self.seed, _VALIDATION))
-        while self.epochs_done < self.epochs and not self.stop: self._fit_epoch(batches, valid_batches)
+        try:
+            while self.epochs_done < self.epochs and not self.stop: self._fit_epoch(batches, valid_batches)
+        finally:
+            if self.seed is not None: batches.close(), valid_batches.close()
 
     def _fit_epoch(self, batches, valid_batches):
         "One epoch, or the rest of one."

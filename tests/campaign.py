@@ -48,10 +48,10 @@ def in_child(work):
         os._exit(1)
 
 
-def train(run, num_workers, every_steps):
+def train(run, num_workers, every_steps, keep=2):
     "Train to the end, or go on; then write what came out, in one step, as a marker that may be trusted."
     # by steps alone, not by time: so that the calls are the same each time
-    result = fit(CheckpointFolder(run / "checkpoints", every_steps=every_steps, budget=1e-9), num_workers, [Ballast()], resume=True)
+    result = fit(CheckpointFolder(run / "checkpoints", every_steps=every_steps, keep=keep, budget=1e-9), num_workers, [Ballast()], resume=True)
     with atomic_write(run / "result") as temporary: temporary.write_text(repr(result))
 
 
@@ -153,8 +153,9 @@ def die_at(number, log):
     pathlib.Path.open = open_dying
 
 
-def crash_points(place, every_steps=11, resume_after_writes=15):
-    "Die at every write, fsync, replace and unlink of a whole training; after each, look at the folder; after all but most writes, resume and compare."
+def crash_points(place, every_steps=17, resume_after_writes=15):
+    """Two checkpoints, the first with nothing before it, the second replacing it. Die at every write, fsync, replace and unlink of a whole training; after each, look at the folder; after all but most writes, resume and compare.
+    """
     expected, figures = reference(place, every_steps), {"kills": 0, "unreadable": 0, "resumed": 0, "different": 0, "lost": 0}
     for number in range(1, 10**6):
         run = place / f"point-{number}"
@@ -163,7 +164,7 @@ def crash_points(place, every_steps=11, resume_after_writes=15):
         def work():
             with (run / "log").open("w") as log:
                 die_at(number, log)
-                train(run, 0, every_steps)
+                train(run, 0, every_steps, keep=1)
 
         status = ended(in_child(work))
         if status == 0: return figures  # it has come to the end: there is no call with this number

@@ -102,7 +102,7 @@ def figures_of(*words):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX system")
 def test_row_01_die_at_every_write_fsync_and_replace():
     figures = figures_of("--crash-points")
-    assert figures["kills"] > 100 and figures["resumed"] > 20
+    assert figures["kills"] > 100 and figures["resumed"] > 15
     assert figures["unreadable"] == figures["different"] == figures["lost"] == 0
 
 
