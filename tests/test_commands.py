@@ -88,10 +88,15 @@ def test_folders_models_and_spellings(command, tmp_path):
 PETS = ["train", "--data", "pets", "--image_size", "16", "--batch_size", "4"]
 
 
+def hear_ctrl_c():
+    "What is started in the background by a shell ignores it, and so would its children."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(folder, *words):
     "A training as a process; returns when it has printed its second epoch, so that there is a checkpoint of the first."
     line = [sys.executable, "-u", "-m", "pytorch_course", *PETS, *map(str, words)]
-    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
     while not process.stdout.readline().startswith("epoch 2"): assert process.poll() is None, process.stderr.read()
     return process
 
@@ -148,7 +153,7 @@ def test_interrupted_before_the_first_step_leaves_nothing(tmp_path):
     line = [sys.executable, "-c", "import signal, sys, pytorch_course.data as data\n"
             "data.create_dataloaders = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
             "from pytorch_course.going_modular import main; sys.exit(main(sys.argv[1:]))", *PETS]  # fmt: skip
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=hear_ctrl_c)
     assert (done.returncode, done.stderr.strip()) == (130, "pytorch-course train: interrupted")
     assert not (tmp_path / "runs").exists()
 

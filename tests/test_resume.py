@@ -175,7 +175,8 @@ def test_row_11_without_change_nothing_is_said(tmp_path):
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores Ctrl-C otherwise
 from small_training import *
 class Slow(__import__("pytorch_course.training").training.Callback):
     def after_batch(self, trainer):

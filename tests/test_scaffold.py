@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytorch_course import training
 from pytorch_course.food_shapes import write_food_shapes
 from pytorch_course.save_load import load_model
 from pytorch_course.scaffold import scaffold
@@ -220,6 +222,50 @@ def test_losses_are_those_of_a_plain_loop(scripts, modules):
     for name, numbers in expected.items():
         torch.testing.assert_close(torch.tensor(history[name]), torch.tensor(numbers), rtol=1e-5, atol=1e-6)
     assert history["train_loss"][-1] < history["train_loss"][0]
+
+
+def small_training(train, lr=0.1, epochs=2, samples=40, **options):
+    "A tiny network with dropout, always the same one on the same batches; the last one is smaller."
+    torch.manual_seed(0)
+    X, y = torch.randn(samples, 6), torch.randint(3, (samples,))
+    batches = list(zip(X.split(16), y.split(16), strict=True)) if samples else []
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+    results = train(model, batches, batches[:2], torch.optim.SGD(model.parameters(), lr=lr), nn.CrossEntropyLoss(), epochs, "cpu", **options)
+    return results, [weights.tolist() for weights in model.state_dict().values()]
+
+
+def test_the_short_train_is_the_library_s_train(modules, capfd, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    ours = small_training(modules["engine"].train, epochs=3)
+    out, err = capfd.readouterr()
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert err == "", "no bar outside of a terminal"
+    assert ours == small_training(training.train, epochs=3, progress=False)
+    without_time = [line.rsplit("  ", 1)[0] for line in out.splitlines()]
+    small_training(training.train, epochs=3)
+    assert [line.rsplit("  ", 1)[0] for line in capfd.readouterr().out.splitlines()] == without_time
+
+
+def test_the_bar_is_there_in_a_terminal_and_leaves_no_trace(modules, capfd, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(modules["engine"], "tqdm", partial(modules["engine"].tqdm, mininterval=0))
+    small_training(modules["engine"].train, epochs=1)
+    err = capfd.readouterr().err
+    assert "epoch 1/1:" in err and "\n" not in err and err.split("\r")[-2].strip() == ""
+
+
+def test_mistakes_in_a_call_of_the_short_train(modules):
+    train = modules["engine"].train
+    assert small_training(train, epochs=0)[0] == {"train_loss": [], "train_acc": [], "test_loss": [], "test_acc": []}
+    with pytest.raises(ValueError, match="epochs must be 0 or more, not -1"): small_training(train, epochs=-1)
+    with pytest.raises(ValueError, match="training loss became (nan|inf) in epoch 1; lower the learning rate"): small_training(train, lr=1e30)
+    with pytest.raises(ValueError, match="no batch"): small_training(train, samples=0)
+
+
+def test_the_engine_stays_light(scripts):
+    text = (scripts / "engine.py").read_text()
+    assert len(text.splitlines()) < 240 and not any(name in text for name in ("Trainer", "heckpoint", "signals"))
 
 
 def test_nothing_is_written_when_something_fails(tmp_path, monkeypatch):
