@@ -172,7 +172,7 @@ class GradientAccumulation(Callback):
         _scale_gradients(trainer, self.size / self.samples)  # from a sum to a mean over all samples
         self.samples = 0
 
-# %% ../nbs/04a_callbacks.ipynb #558fe492
+# %% ../nbs/04a_callbacks.ipynb #8fa4ff92
 class GradientClipping(Callback):
     """Shorten the gradient of all parameters together to a norm of at most `max_norm`.
 
@@ -186,7 +186,7 @@ class GradientClipping(Callback):
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm, self.norms = max_norm, []
 
-    def state_dict(self) -> dict: return {"norms": torch.stack(self.norms) if self.norms else torch.zeros(0)}
+    def state_dict(self) -> dict: return {"norms": torch.stack([norm.cpu() for norm in self.norms]) if self.norms else torch.zeros(0)}
 
     def load_state_dict(self, state: dict): self.norms = list(state["norms"])
 

@@ -22,7 +22,7 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .files import sweep_temporary
 from .weights_files import ModelFileError
 
-# %% ../nbs/03e_checkpoint_folder.ipynb #1719c517
+# %% ../nbs/03e_checkpoint_folder.ipynb #cdb27ef6
 class ResumeWarning(UserWarning):
     "Training goes on, but not from where, or not exactly as, you would expect; the message says why."
 
@@ -97,18 +97,23 @@ class CheckpointFolder:
         self._check_weights(step, content["models"])
         try: save_checkpoint(path, **content)
         except OSError as error: raise CheckpointError(f"{error}; {self._last_good()}") from error
-        for old in self.paths()[self.keep :]: old.unlink(missing_ok=True)
+        for old in self._superfluous(path): old.unlink(missing_ok=True)
         self.saved_at, self.saved_step = time.monotonic(), step
         self.seconds = self.saved_at - start
         return path
+
+    def _superfluous(self, newest: Path) -> list[Path]:
+        "Checkpoints that `newest` makes superfluous: the oldest ones, and damaged ones of later steps that training had to go back behind."
+        paths = self.paths()
+        return [path for i, path in enumerate(paths) if i < paths.index(newest) or i >= paths.index(newest) + self.keep]
 
     def _last_good(self) -> str:
         return f"the last good checkpoint is {self.paths()[0]}" if self.paths() else "there is no earlier checkpoint"
 
     def _check_weights(self, step: int, models):
         for model in models.values() if isinstance(models, Mapping) else [models]:
-            for name, value in model.state_dict().items():
-                if torch.is_tensor(value) and value.is_floating_point() and not value.isfinite().all():
+            for name, value in model.named_parameters():  # a buffer may be infinite on purpose: the mask of an attention, for example
+                if not value.isfinite().all():
                     raise ValueError(f"at step {step} the weights {name} are no longer finite, so nothing was saved; {self._last_good()}")
 
     def newest(self) -> tuple[Path, dict] | None:
@@ -122,6 +127,7 @@ class CheckpointFolder:
             except ModelFileError as error:
                 damaged.append(str(error))
                 continue
+            self.saved_at, self.saved_step = time.monotonic(), int(path.stem.removeprefix("step-"))
             for reason in damaged: warnings.warn(f"{reason}; going back to {path.name}", ResumeWarning, stacklevel=2)
             return path, values
         if damaged: raise ModelFileError(f"none of the {len(damaged)} checkpoints in {self.folder} can be used; the newest: {damaged[0]}")

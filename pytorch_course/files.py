@@ -6,9 +6,10 @@
 __all__ = ['MAX_MEMBERS', 'MAX_UNPACKED', 'MAX_RATIO', 'sweep_temporary', 'atomic_write', 'whole_folder', 'file_hash',
            'DownloadError', 'RemoteFile', 'bar_options', 'download', 'ArchiveError', 'extract_zip', 'extract_tar']
 
-# %% ../nbs/00c_files.ipynb #3768ff12
+# %% ../nbs/00c_files.ipynb #094cdfec
 import errno
 import glob
+import errno
 import gzip
 import hashlib
 import io
@@ -66,7 +67,7 @@ def sweep_temporary(
             removed += 1
     return removed
 
-# %% ../nbs/00c_files.ipynb #3e546249
+# %% ../nbs/00c_files.ipynb #a3254dce
 @contextmanager
 def atomic_write(
     path: str | Path,  # the file to make or replace
@@ -82,6 +83,8 @@ def atomic_write(
         if os.name == "posix":  # the folder holds the name; Windows has no such call
             folder = os.open(path.parent, os.O_RDONLY)
             try: os.fsync(folder)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP): raise  # some network file systems cannot do this to a folder
             finally: os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)

@@ -188,7 +188,7 @@ def _config(args: argparse.Namespace, folders: list, name: str, device) -> dict:
     folders = dict(zip(("train_folder", "test_folder"), (str(Path(folder).resolve()) for folder in folders)))
     return {**settings, "device": str(device), "name": name, **folders, "versions": versions}
 
-# %% ../nbs/06_going_modular.ipynb #867e06df
+# %% ../nbs/06_going_modular.ipynb #6b3e2a5b
 _DEFAULTS = dict(root="data", model="tinyvgg", epochs=5, batch_size=32, learning_rate=0.001, hidden_units=10, num_workers=0, seed=42)
 
 
@@ -204,8 +204,9 @@ def _settings(args: argparse.Namespace) -> argparse.Namespace:
     if missing: raise ValueError(f"{place} is not complete ({missing[0]} is missing), so this run cannot be resumed")
     fixed = sorted(given.keys() - {"epochs", "num_workers", "device", "resume", "run", "command"})
     if fixed: raise ValueError(f"--resume takes its settings from {place}; leave out --{fixed[0]}")
-    names = vars(args).keys() - {"device"}  # the best one of this machine, unless one is asked for
-    return argparse.Namespace(**{name: saved.get(name) for name in names} | given | {"device": args.device})
+    if (place.parent/"model.pt").exists() and not any(place.parent.glob("checkpoints/*.pt")):
+        raise ValueError(f"{args.resume} is a finished training without checkpoints, so it cannot be resumed; train anew")
+    return argparse.Namespace(**{name: saved.get(name) for name in vars(args)} | given)
 
 
 def _run_of(args: argparse.Namespace, name: str, architecture: str):
@@ -213,7 +214,7 @@ def _run_of(args: argparse.Namespace, name: str, architecture: str):
     if args.resume: return nullcontext(Path(args.resume))
     return _run_folder(_run_path(args.out, f"{name}-{architecture.lower()}"))
 
-# %% ../nbs/06_going_modular.ipynb #a25bdcc0
+# %% ../nbs/06_going_modular.ipynb #6a9fc5a3
 def _for_users(error: Exception) -> str:
     "A message without the advice that is for those who write code."
     return str(error).partition(". To accept it: ")[0]
@@ -222,10 +223,11 @@ def _for_users(error: Exception) -> str:
 @contextmanager
 def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
     "When training ends early and there is a checkpoint, say what it is good for."
+    advice = f"go on with: {shlex.join(['pytorch-course', 'train', '--resume', str(folder)])}"
     try: yield
-    except (KeyboardInterrupt, SystemExit):
-        if any(folder.glob("checkpoints/*.pt")):
-            print(f"go on with: {shlex.join(['pytorch-course', 'train', '--resume', str(folder)])}", file=sys.stderr)
+    except KeyboardInterrupt as error: raise KeyboardInterrupt(f"{error}; {advice}" if str(error) else "") from None
+    except SystemExit:  # by SIGTERM; the training has said where it stopped
+        print(advice, file=sys.stderr)
         raise
     except ValueError as error:
         kept = sorted(folder.glob("checkpoints/*.pt"))
@@ -249,7 +251,7 @@ def _train(args: argparse.Namespace):
         print(f"model   {architecture}, {models.count_parameters(model):,} parameters, pictures {transform.image_size} x {transform.image_size}")
         print(f"device  {device}, seed {args.seed}", flush=True)
         config = _config(args, [loader.dataset.root for loader in loaders], name, device)
-        _write_json(folder/"config.json", config)
+        if not args.resume: _write_json(folder/"config.json", config)
         keep = dict(checkpoint_dir=folder/"checkpoints", resume=args.resume is not None, seed=args.seed)
         results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device, **keep)
         metrics = {name: numbers[-1] for name, numbers in results.items()}
@@ -391,7 +393,7 @@ def _add_doctor(commands):
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=_doctor)
 
-# %% ../nbs/06_going_modular.ipynb #2109aed7
+# %% ../nbs/06_going_modular.ipynb #ed0f69fc
 def _one_line(error: Exception) -> str:
     "An error's message without line breaks; of an operating system's error, the words and the file."
     message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else _for_users(error)
@@ -428,7 +430,7 @@ def main(
         advice = "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
         print(f"pytorch-course {args.command}: error: {advice if too_large else _one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\npytorch-course {args.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\npytorch-course {args.command}: interrupted{': ' * bool(str(error))}{error}", file=sys.stderr)
         return 130
     return status

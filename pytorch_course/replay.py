@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['mix_seed', 'reseed', 'Indices', 'WorkerError', 'naming_worker_faults', 'ReplayLoader']
 
-# %% ../nbs/01e_replay.ipynb #7decebe0
+# %% ../nbs/01e_replay.ipynb #95a7c689
 import random
 import re
 import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -41,7 +41,7 @@ def reseed(
     if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(number)
     elif torch.backends.mps.is_available(): torch.mps.manual_seed(number)
 
-# %% ../nbs/01e_replay.ipynb #16fe3f68
+# %% ../nbs/01e_replay.ipynb #8290f606
 class Indices(list):
     "Sample numbers of a batch; `seed` is what everything random about its samples follows from, together with their numbers."
     seed: int = 0
@@ -57,15 +57,14 @@ class _SeededDataset(Dataset):
         self.dataset = inner = dataset
         while isinstance(inner, Subset): inner = inner.dataset
         self.in_batches = hasattr(inner, "__getitems__")
-        self.random = not isinstance(inner, TensorDataset)  # the one kind that surely draws nothing
+        self.random = type(inner) is not TensorDataset  # the one kind that surely draws nothing
 
     def __len__(self): return len(self.dataset)
 
     def __getitems__(self, indices: Indices) -> list:
-        if self.in_batches:
-            reseed(_sample_seed(indices.seed, indices[0]))
-            return self.dataset.__getitems__(indices)
-        return [self._sample(index, indices.seed) for index in indices]
+        samples = None if self.in_batches else [self._sample(index, indices.seed) for index in indices]
+        reseed(mix_seed(_sample_seed(indices.seed, indices[0]), len(indices)))  # for a data set or a `collate_fn` that works on whole batches
+        return self.dataset.__getitems__(indices) if self.in_batches else samples
 
     def _sample(self, index, seed: int):
         if self.random: reseed(_sample_seed(seed, index))
@@ -98,7 +97,7 @@ def naming_worker_faults() -> Iterator[None]:
             if re.search(pattern, str(error)): raise WorkerError(f"{advice} (PyTorch said: {str(error).splitlines()[0].strip()})") from error
         raise
 
-# %% ../nbs/01e_replay.ipynb #2372672e
+# %% ../nbs/01e_replay.ipynb #18733ce8
 class _Lists:
     "A batch sampler whose lists are set from outside."
     lists: list[Indices] = []
@@ -119,6 +118,14 @@ class _WorkerStart:
         if self.also: self.also(worker)
 
 
+def _reseed_own(place, number: int):
+    "Let the generators that a sampler keeps for itself begin again."
+    for generator in vars(place).values():
+        if isinstance(generator, torch.Generator): generator.manual_seed(number)
+        elif isinstance(generator, random.Random): generator.seed(number)
+        elif isinstance(generator, np.random.Generator): generator.bit_generator.state = type(generator.bit_generator)(number).state
+
+
 _ORDER, _SAMPLES = 1, 2  # what a seed is needed for: the same numbers must not give the same draws for both
 
 
@@ -126,8 +133,9 @@ class ReplayLoader:
     """A dataloader whose order is a function of seed and epoch, and whose samples are one of seed, epoch and sample number.
 
     So it gives the same batches for any number of workers, and from any batch on. Works for a `DataLoader` with any sampler that draws from PyTorch's,
-    NumPy's or Python's global generator or from its own `generator`. Other iterables, and loaders without numbered samples, are gone through
-    from the start of the epoch, and what was done is passed over. Workers get a time-out of 120 s if they have none.
+    NumPy's or Python's global generator or from a generator of its own. Other iterables, and loaders without numbered samples, are gone through
+    from the start of the epoch, and what was done is passed over; there, random samples are the same only for the same number of workers.
+    Workers get a time-out of 120 s if they have none.
     """
     def __init__(
         self,
@@ -163,12 +171,21 @@ class ReplayLoader:
         reseed(number)
         samplers = [getattr(self.dataloader, name, None) for name in ("sampler", "batch_sampler")]
         for place in (self.dataloader, *samplers, getattr(samplers[1], "sampler", None)):
-            if isinstance(getattr(place, "generator", None), torch.Generator): place.generator.manual_seed(number)
+            if hasattr(place, "__dict__"): _reseed_own(place, number)
             if hasattr(place, "set_epoch"): place.set_epoch(self.epoch)  # a sampler that knows this idea
-        if self.lists is None: return islice(self.twin, self.batch, None)
+        if self.lists is None: return self._passed_over()
         self.lists.lists = list(map(self._seeded, islice(self.dataloader.batch_sampler, self.batch, None)))
         self.running = iter(self.twin)
         return self.running
+
+    def _passed_over(self) -> Iterator:
+        "Batch after batch, each with a seed of its own; those that were done are drawn once more and dropped."
+        batches = iter(self.twin)
+        for number in count():
+            reseed(mix_seed(self.seed, _SAMPLES, self.epoch, number))
+            try: batch = next(batches)
+            except StopIteration: return
+            if number >= self.batch: yield batch
 
     def close(self):
         "End the workers, if there are any. After an error they would wait for somebody to collect the garbage."

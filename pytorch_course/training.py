@@ -6,11 +6,12 @@
 __all__ = ['accuracy', 'binary_accuracy', 'mean_absolute_error', 'TopKAccuracy', 'default_metrics', 'EpochMeter', 'to_device',
            'run_epoch', 'train_step', 'test_step', 'Callback', 'Trainer', 'train', 'plot_loss_curves']
 
-# %% ../nbs/04_training.ipynb #cb57cd8d
+# %% ../nbs/04_training.ipynb #1cd0f280
 import copy
 import math
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .checkpoints import load_checkpoint
 from .files import bar_options
 from .images import new_figure
 from .replay import ReplayLoader, mix_seed, naming_worker_faults, reseed
+from .weights_files import plain_values
 
 # %% ../nbs/04_training.ipynb #7bba91d7
 def accuracy(
@@ -69,24 +71,28 @@ def default_metrics(
     if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}
     return {}
 
-# %% ../nbs/04_training.ipynb #38a72dd5
+# %% ../nbs/04_training.ipynb #73fe9317
 class EpochMeter:
     "Loss and metrics over an epoch, weighted by samples; nothing leaves the device before `means`."
     def __init__(self, metrics: dict[str, Callable]):
         self.objects = {name: metric for name, metric in metrics.items() if hasattr(metric, "compute")}
         self.functions = {name: metric for name, metric in metrics.items() if name not in self.objects}
-        self.rows, self.sizes = [], []
+        self.rows, self.sizes, self.moved = [], [], False
         for metric in self.objects.values(): metric.reset()
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor):
         "Note one batch."
         logits = logits.detach()
-        if not self.sizes:
-            for metric in self.objects.values(): getattr(metric, "to", lambda device: None)(logits.device)
+        if not self.moved: self._move(logits.device)
         numbers = [loss.detach(), *(metric(logits, y) for metric in self.functions.values())]
         self.rows.append(torch.stack([number.float() for number in numbers]))
         self.sizes.append(len(y))
         for metric in self.objects.values(): metric.update(logits, y)
+
+    def _move(self, device: torch.device):
+        "What was noted before, in a training that is resumed, and the metric objects go to where the batches are."
+        self.rows, self.moved = [row.to(device) for row in self.rows], True
+        for metric in self.objects.values(): getattr(metric, "to", lambda device: None)(device)
 
     def state_dict(self) -> dict:
         "The books so far, as tensors and plain values."
@@ -211,10 +217,26 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #2747b78c
+# %% ../nbs/04_training.ipynb #54b34908
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def _describe_data(loader) -> dict:
+    "What must not change between two parts of a training: numbers, class names, and a checksum of the names of files."
+    dataset, length = getattr(loader, "dataset", None), lambda thing: len(thing) if hasattr(thing, "__len__") else None
+    try: batches = length(loader)
+    except TypeError: batches = None  # its samples are not numbered
+    classes, samples, root = (getattr(dataset, name, None) for name in ("classes", "samples", "root"))
+    names = "\n".join(str(sample[0]).removeprefix(str(root)) for sample in samples) if root and isinstance(samples, list) else ""
+    return {
+        "samples": length(dataset), "batches": batches, "batch size": getattr(loader, "batch_size", None), "file names": zlib.crc32(names.encode()),
+        "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None,
+    }  # fmt: skip
+
+
+_COUNTERS = ("seed", "epochs_done", "batches_done", "steps", "stop", "history", "trained")  # attributes of the trainer
 
 
 class _Keeper:
@@ -224,16 +246,9 @@ class _Keeper:
         self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
         self.folder.prepare(resume)
         self.found = self.folder.newest() if resume else None
+        self.data = _describe_data(trainer.train_dataloader)
         if self.found: self._check_same(self.found[1])
-
-    def _data(self) -> dict:
-        "What must not change between two parts of a training."
-        loader = self.trainer.train_dataloader
-        dataset, length = getattr(loader, "dataset", None), lambda thing: len(thing) if hasattr(thing, "__len__") else None
-        try: batches = length(loader)
-        except TypeError: batches = None
-        classes = getattr(dataset, "classes", None)
-        return {"samples": length(dataset), "batches": batches, "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None}
+        elif resume and trainer.progress: print(f"no checkpoint in {self.folder.folder} yet: training begins at the beginning", flush=True)
 
     def _machine(self) -> dict:
         "What the last digits depend on."
@@ -243,10 +258,10 @@ class _Keeper:
         }  # fmt: skip
 
     def _check_same(self, values: dict):
-        path, then, now = self.found[0], values["data"], self._data()
+        path, then, now = self.found[0], values["data"], self.data
         if then["classes"] != now["classes"]: raise ValueError(f"{path} is from a training on the classes {then['classes']}; the data have {now['classes']}")
         if then != now:
-            change = f"the data have changed: {then['samples']} samples in {then['batches']} batches when {path} was saved, now {now['samples']} in {now['batches']}"
+            change = f"the data have changed since {path} was saved: " + ", ".join(f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name])
             if values["batches_done"]: raise ValueError(f"{change}; in the middle of an epoch that cannot be resumed")
             warnings.warn(f"{change}; training goes on, but not as it would have done", ResumeWarning, stacklevel=5)
         machine = self._machine()
@@ -257,30 +272,45 @@ class _Keeper:
     def _content(self) -> dict:
         "Everything with a state, by name."
         trainer = self.trainer
-        others = {"scaler": trainer.scaler}
+        models, others = {"model": trainer.model}, {"scaler": trainer.scaler}
+        if isinstance(trainer.loss_fn, nn.Module) and trainer.loss_fn.state_dict(): models["loss"] = trainer.loss_fn
         for callback in trainer.callbacks:
-            if callback.remembers or type(callback).state_dict is not Callback.state_dict: others[f"callback {len(others)}"] = callback
-        return dict(models=trainer.model, optimizers=trainer.optimizer, schedulers=others)
+            if not callback.remembers and type(callback).state_dict is Callback.state_dict: continue
+            name = type(callback).__name__
+            others[f"{name} {1 + sum(key.startswith(f'{name} ') for key in others)}"] = callback
+        return dict(models=models, optimizers=trainer.optimizer, schedulers=others)
+
+    def check_content(self):
+        "Better now than at the first checkpoint: can everything be saved, and are the callbacks those of the checkpoint?"
+        content, trainer = self._content(), self.trainer
+        for name, thing in content["schedulers"].items(): plain_values(thing.state_dict(), name)
+        for name, metric in EpochMeter(trainer.metrics).state_dict()["objects"].items(): plain_values(metric, f"metric {name}")
+        names = sorted(content["schedulers"].keys() - {"scaler"})
+        if self.found and names != self.found[1]["callbacks"]:
+            raise ValueError(f"the callbacks differ: {self.found[0]} was saved with {', '.join(self.found[1]['callbacks']) or 'none'}, now there are {', '.join(names) or 'none'}")
 
     def restore_counters(self):
         "Before the first hook: where the training stands."
         if not self.found: return
         path, values = self.found
-        for name in ("seed", "epochs_done", "batches_done", "steps", "stop", "history"): setattr(self.trainer, name, values[name])
+        for name in _COUNTERS: setattr(self.trainer, name, values[name])
         if self.trainer.progress: print(f"resumed from {path.name}: {values['epochs_done']} epochs and {values['batches_done']} batches were done", flush=True)
 
     def restore_content(self):
         "After the first hooks, which prepare schedules and the like: weights, optimizer, callbacks."
         if not self.found: return
         load_checkpoint(self.found[0], **self._content())
-        self.trainer.books_before = self.found[1]["books"]
+        for name, parameter in self.trainer.model.named_parameters(): parameter.requires_grad_(name not in self.found[1]["frozen"])
+        self.trainer.books_before, self.found = self.found[1]["books"], None
 
     def save(self) -> str:
         "Save now, if this is the first process."
         trainer = self.trainer
-        values = {name: getattr(trainer, name) for name in ("seed", "epochs_done", "batches_done", "steps", "stop", "history")}
-        values["books"] = trainer.books.state_dict() if trainer.batches_done else None
-        if _process_number()[0] == 0: self.folder.save(trainer.steps, **self._content(), values=values | {"data": self._data(), "machine": self._machine()})
+        values, content = {name: getattr(trainer, name) for name in _COUNTERS}, self._content()
+        values |= {"data": self.data, "machine": self._machine(), "callbacks": sorted(content["schedulers"].keys() - {"scaler"})}
+        values["frozen"] = [name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad]
+        values["books"] = trainer.books.state_dict() if trainer.batches_done and not trainer.trained else None
+        if _process_number()[0] == 0: self.folder.save(trainer.steps, **content, values=values)
         return str(self.folder.folder)
 
     def after_step(self):
@@ -293,18 +323,12 @@ class _Keeper:
         if self.signals.received: self.leave()
         elif last or self.folder.due(self.trainer.steps, end_of_epoch=True): self.save()
 
-    def watch(self, batches: Iterable) -> Iterator:
-        "The same batches; a signal is obeyed between them."
-        for batch in batches:
-            if self.signals.received: self.leave()
-            yield batch
-
     def leave(self):
         where = self.save()
-        self.signals.leave(f"stopped after step {self.trainer.steps}, saved in {where}; resume=True goes on from there")
+        self.signals.leave(f"stopped after step {self.trainer.steps}, saved in {where}")
 
 
-_STEPS, _CALLBACKS, _VALIDATION = 3, 4, 5  # what a seed is needed for, besides order (1) and samples (2)
+_STEPS, _CALLBACKS, _VALIDATION, _VALIDATION_STEPS = 3, 4, 5, 6  # what a seed is needed for, besides order (1) and samples (2)
 
 
 class Trainer:
@@ -334,7 +358,8 @@ class Trainer:
         self.callbacks, self.progress = list(callbacks), progress
         self.history, self.steps, self.stop, self.hold = [], 0, False, False
         self.epochs_done = self.batches_done = 0  # of this `fit`, and of this epoch
-        self.seed = self.keeper = self.batch = self.books = self.books_before = None
+        self.seed = self.keeper = self.batch = self.meter = self.books = self.books_before = None
+        self.trained = None  # numbers of an epoch that is trained but not validated yet
         self.train_dataloader = self.valid_dataloader = None
         self.contexts, self.scaler = [], torch.amp.GradScaler(self.device.type, enabled=False)
 
@@ -349,13 +374,13 @@ class Trainer:
 
     def _train_step(self, X, y):
         self.batch, self.hold = (X, y), False
-        self._reseed(_CALLBACKS)
+        self._reseed(_CALLBACKS, 0, self.steps)
         self.call("before_batch")
-        self._reseed(_STEPS)  # whatever the callbacks have drawn
+        self._reseed(_STEPS, self.steps, _process_number()[0])  # whatever the callbacks have drawn
         return self._first_step(*self.batch) if self.steps == 0 else self._step_in_contexts(*self.batch)
 
-    def _reseed(self, purpose: int):
-        if self.seed is not None: reseed(mix_seed(self.seed, purpose, self.steps, _process_number()[0]))
+    def _reseed(self, *numbers: int):
+        if self.seed is not None: reseed(mix_seed(self.seed, *numbers))
 
     def _step_in_contexts(self, X, y):
         with ExitStack() as stack:
@@ -418,7 +443,7 @@ class Trainer:
         """Override point: train for a number of epochs.
 
         With a `checkpoint_dir`, Ctrl-C and SIGTERM finish the step and save, and a resumed training ends with the very weights and numbers of one that was
-        never interrupted, for any number of workers. Raises `ValueError` without an optimizer, for a negative number of epochs and for data or a model that
+        never interrupted, for any number of workers (see `ReplayLoader` for the loaders that this holds for). Raises `ValueError` without an optimizer, for a negative number of epochs and for data or a model that
         the checkpoint does not fit, `CheckpointError` when it cannot save, and `TrainingError` for what `pytorch_course.checks` finds.
         """
         import pandas  # here, so that importing this module stays fast
@@ -432,6 +457,7 @@ class Trainer:
         checks.check_loaders(train_dataloader, valid_dataloader, self.silence)
         self.epochs, self.train_dataloader, self.valid_dataloader, self.stop = epochs, train_dataloader, valid_dataloader, False
         self.epochs_done, self.batches_done, self.seed, self.keeper = 0, 0, seed, None
+        self.trained = self.books_before = None
         if checkpoint_dir is not None: self.keeper = _Keeper(self, checkpoint_dir, resume)
         try: self._fit_kept() if self.keeper else self._fit_epochs()
         finally: self.call("after_fit")
@@ -441,11 +467,17 @@ class Trainer:
             self.keeper.restore_counters()
             if self.seed is None: self.seed = torch.initial_seed()
             self._fit_epochs()
+            if self.keeper.signals.received: self.keeper.signals.leave("stopped when there was nothing left to do")
 
     def _fit_epochs(self):
+        self._reseed(_CALLBACKS, 1, len(self.history))
         self.call("before_fit")
-        if self.batches_done: self.call("before_epoch")  # resumed in the middle of one
-        if self.keeper: self.keeper.restore_content()
+        if self.epochs_done >= self.epochs or self.stop:
+            if self.progress and self.keeper: print(f"nothing to do: training {'was stopped' if self.stop else 'ended'} after {self.epochs_done} epochs", flush=True)
+        elif self.batches_done: self._before_epoch()  # resumed in the middle of one
+        if self.keeper:
+            self.keeper.check_content()
+            self.keeper.restore_content()
         batches, valid_batches = self.train_dataloader, self.valid_dataloader
         if self.seed is not None: batches, valid_batches = ReplayLoader(batches, self.seed), ReplayLoader(valid_batches, mix_seed(self.seed, _VALIDATION))
         try:
@@ -457,24 +489,41 @@ class Trainer:
         "One epoch, or the rest of one."
         start, title = time.perf_counter(), f"epoch {self.epochs_done + 1}/{self.epochs}"
         if self.seed is not None: batches.start(len(self.history), self.batches_done), valid_batches.start(len(self.history))
-        if not self.batches_done: self.call("before_epoch")
-        with tqdm(batches, title, initial=self.batches_done, **bar_options(self.progress)) as bar: row = self._named(0, self.epoch(bar, training=True))
-        if self.valid_dataloader is not None:
-            row |= self._named(1, self.epoch(self.keeper.watch(valid_batches) if self.keeper else valid_batches, training=False))
+        if not self.batches_done: self._before_epoch()
+        if not self.trained:
+            with tqdm(batches, title, initial=self.batches_done, **bar_options(self.progress)) as bar: self.trained = self._named(0, self.epoch(bar, training=True))
+        row = dict(self.trained)
+        if self.valid_dataloader is not None: row |= self._named(1, self.epoch(self._watched(valid_batches), training=False))
         if self.progress:
             shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
             print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
         self.history.append({"epoch": len(self.history) + 1} | row)
-        self.epochs_done, self.batches_done = self.epochs_done + 1, 0
+        self.epochs_done, self.batches_done, self.trained = self.epochs_done + 1, 0, None
+        self._reseed(_CALLBACKS, 3, len(self.history))
         self.call("after_epoch")
         if self.keeper: self.keeper.after_epoch(last=self.stop or self.epochs_done >= self.epochs)
+
+    def _before_epoch(self):
+        self._reseed(_CALLBACKS, 2, len(self.history))
+        self.call("before_epoch")
+
+    def _watched(self, batches: Iterable) -> Iterator:
+        "Batches to validate with: between them a signal is obeyed, and what a model draws then depends on nothing before."
+        for number, batch in enumerate(batches):
+            if self.keeper and self.keeper.signals.received: self.keeper.leave()
+            self._reseed(_VALIDATION_STEPS, len(self.history), number)
+            yield batch
 
     def _named(self, split: int, means: dict[str, float]) -> dict[str, float]:
         return {f"{self.splits[split]}_{name}": number for name, number in means.items()}
 
     def evaluate(self, dataloader: DataLoader) -> dict[str, float]:
-        "Loss and metrics of a data set, without changing the model."
-        return self.epoch(dataloader, training=False)
+        "Loss and metrics of a data set; the model is left as it was, so that a callback may call this in the middle of an epoch."
+        mode, meter = self.model.training, self.meter
+        try: return self.epoch(dataloader, training=False)
+        finally:
+            self.model.train(mode)
+            self.meter = meter
 
     def predict(self, dataloader: DataLoader) -> torch.Tensor:
         "Outputs for all samples, in their order, `(N, ...)` on the CPU; batches may be `(X, y)` or `X`. Warns when the loader shuffles."
