@@ -41,7 +41,7 @@ def reseed(
     if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(number)
     elif torch.backends.mps.is_available(): torch.mps.manual_seed(number)
 
-# %% ../nbs/01e_replay.ipynb #8290f606
+# %% ../nbs/01e_replay.ipynb #e092fad6
 class Indices(list):
     "Sample numbers of a batch; `seed` is what everything random about its samples follows from, together with their numbers."
     seed: int = 0
