@@ -18,27 +18,30 @@ from pytorch_course.checkpoint_folder import CheckpointFolder
 from pytorch_course.distributed import average_weighted, distributed, shard_dataloader
 from pytorch_course.training import Callback, Trainer
 
-folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
+def main():
+    folder, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
 
-class Die(Callback):
-    def after_batch(self, trainer):
-        if kill and process.rank == 1 and trainer.steps == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0": os.kill(os.getpid(), 9)
+    class Die(Callback):
+        def after_batch(self, trainer):
+            if kill and process.rank == 1 and trainer.steps == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0": os.kill(os.getpid(), 9)
 
-with distributed("cpu") as process:
-    draw = torch.Generator().manual_seed(0)
-    X, y = torch.randn(37, 4, generator=draw), torch.randint(2, (37,), generator=draw)
-    torch.manual_seed(process.rank)
-    model = DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    loader = shard_dataloader(DataLoader(TensorDataset(X, y), batch_size=8, shuffle=True), seed=42)
-    trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=[Die()], progress=False)
-    trainer.fit(3, loader, checkpoint_dir=CheckpointFolder(folder / "checkpoints", every_steps=1), resume=True, seed=7)
-    test_loader = shard_dataloader(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8), seed=None)  # 12 and 11 samples
-    count, means = len(test_loader.sampler), Trainer(model.module, nn.CrossEntropyLoss()).evaluate(test_loader)
-    means = average_weighted({name: mean * count for name, mean in means.items()}, count)
-    whole = Trainer(model.module, nn.CrossEntropyLoss()).evaluate(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8))
-    content = {"weights": [p.tolist() for p in model.parameters()], "steps": trainer.steps, "means": means, "whole": whole, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
-    (folder / f"rank{process.rank}.json").write_text(json.dumps(content))
+    with distributed("cpu") as process:
+        draw = torch.Generator().manual_seed(0)
+        X, y = torch.randn(37, 4, generator=draw), torch.randint(2, (37,), generator=draw)
+        torch.manual_seed(process.rank)
+        model = DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2)))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        loader = shard_dataloader(DataLoader(TensorDataset(X, y), batch_size=8, shuffle=True), seed=42)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=[Die()], progress=False)
+        trainer.fit(3, loader, checkpoint_dir=CheckpointFolder(folder / "checkpoints", every_steps=1), resume=True, seed=7)
+        test_loader = shard_dataloader(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8), seed=None)  # 12 and 11 samples
+        count, means = len(test_loader.sampler), Trainer(model.module, nn.CrossEntropyLoss()).evaluate(test_loader)
+        means = average_weighted({name: mean * count for name, mean in means.items()}, count)
+        whole = Trainer(model.module, nn.CrossEntropyLoss()).evaluate(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8))
+        content = {"weights": [p.tolist() for p in model.parameters()], "steps": trainer.steps, "means": means, "whole": whole, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
+        (folder / f"rank{process.rank}.json").write_text(json.dumps(content))
+
+main()  # in a function, so that the wrapped model is gone before Python cleans up
 """
 
 
