@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['Process', 'distributed', 'shard_dataloader', 'average_weighted']
 
-# %% ../nbs/04c_distributed.ipynb #e1739fdd
+# %% ../nbs/04c_distributed.ipynb #ae2dceff
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 from .tensors import pick_device
 
-# %% ../nbs/04c_distributed.ipynb #2a7ff2e8
+# %% ../nbs/04c_distributed.ipynb #63f23d1f
 class Process(NamedTuple):
     "Who this process is, as `distributed` says."
     rank: int  # its number, from 0
@@ -48,6 +50,7 @@ def distributed(
     device = _own_device(device)
     nccl = device.type == "cuda" and dist.is_nccl_available()
     dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
+    atexit.register(gc.collect)  # a wrapped model that is freed only after Python's end can abort the process
     try: yield Process(dist.get_rank(), dist.get_world_size(), device)
     finally: dist.destroy_process_group()
 

@@ -217,7 +217,7 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #54b34908
+# %% ../nbs/04_training.ipynb #75157551
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -460,7 +460,9 @@ class Trainer:
         self.trained = self.books_before = None
         if checkpoint_dir is not None: self.keeper = _Keeper(self, checkpoint_dir, resume)
         try: self._fit_kept() if self.keeper else self._fit_epochs()
-        finally: self.call("after_fit")
+        finally:
+            self.call("after_fit")
+            self.keeper = None  # the two know each other; apart, they are freed at once
 
     def _fit_kept(self):
         with self.keeper.signals:

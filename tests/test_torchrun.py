@@ -23,7 +23,7 @@ def main():
 
     class Die(Callback):
         def after_batch(self, trainer):
-            if kill and process.rank == 1 and trainer.steps == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0": os.kill(os.getpid(), 9)
+            if kill and process.rank == 1 and trainer.steps == 8: os.kill(os.getpid(), 9)
 
     with distributed("cpu") as process:
         draw = torch.Generator().manual_seed(0)
@@ -38,7 +38,7 @@ def main():
         count, means = len(test_loader.sampler), Trainer(model.module, nn.CrossEntropyLoss()).evaluate(test_loader)
         means = average_weighted({name: mean * count for name, mean in means.items()}, count)
         whole = Trainer(model.module, nn.CrossEntropyLoss()).evaluate(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8))
-        content = {"weights": [p.tolist() for p in model.parameters()], "steps": trainer.steps, "means": means, "whole": whole, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
+        content = {"weights": [p.tolist() for p in model.parameters()], "steps": trainer.steps, "means": means, "whole": whole}
         (folder / f"rank{process.rank}.json").write_text(json.dumps(content))
 
 main()  # in a function, so that the wrapped model is gone before Python cleans up
@@ -46,19 +46,22 @@ main()  # in a function, so that the wrapped model is gone before Python cleans 
 
 
 def torchrun(folder, kill):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "script.py").write_text(SCRIPT)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2", "--max-restarts=1", folder / "script.py", folder, kill]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2", folder / "script.py", folder, kill]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
     done = subprocess.run([str(word) for word in line], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert (done.returncode == 0) == (kill == "no"), done.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)] if kill == "no" else None
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-def test_row_40_a_killed_rank_is_restarted_from_the_checkpoint(tmp_path):
-    whole, restarted = torchrun(tmp_path / "whole", "no"), torchrun(tmp_path / "killed", "kill")
-    assert [each.pop("restarts") for each in (*whole, *restarted)] == ["0", "0", "1", "1"]
-    assert restarted == whole
+def test_row_40_a_killed_rank_ends_all_and_the_next_start_goes_on(tmp_path):
+    "What `--max-restarts` does, too; but on one machine gloo does not always find its old address free for it."
+    whole = torchrun(tmp_path / "whole", "no")
+    torchrun(tmp_path / "killed", "kill")
+    steps = [int(path.stem.removeprefix("step-")) for path in (tmp_path / "killed" / "checkpoints").glob("step-*.pt")]
+    assert 7 <= max(steps) <= 8 and not (tmp_path / "killed" / "rank0.json").exists()
+    assert torchrun(tmp_path / "killed", "no") == whole
     assert whole[0]["weights"] == whole[1]["weights"] and whole[0]["steps"] == 15
     for each in whole: assert each["means"] == pytest.approx(each["whole"], rel=1e-6)  # uneven shares, exact metrics
