@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['mix_seed', 'reseed', 'Indices', 'WorkerError', 'naming_worker_faults', 'ReplayLoader']
 
-# %% ../nbs/01e_replay.ipynb #95a7c689
+# %% ../nbs/01e_replay.ipynb #1e17d457
 import random
 import re
 import signal
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -70,19 +71,19 @@ class _SeededDataset(Dataset):
         if self.random: reseed(_sample_seed(seed, index))
         return self.dataset[index]
 
-# %% ../nbs/01e_replay.ipynb #e3b68e76
+# %% ../nbs/01e_replay.ipynb #7b1161ca
 class WorkerError(RuntimeError):
     "A worker process of a dataloader has died, or does not answer; the message says what to do."
 
 
+_DIED = "a worker process has died, most often because memory ran out: use fewer workers (num_workers=0 needs none) or smaller batches"
 _WORKER_FAULTS = {  # what PyTorch's messages contain -> what it means and what to do
     r"Bus error|shared memory|unable to (mmap|open|write)|No space left": "shared memory is full: use fewer workers (num_workers=0 needs none), "
     "smaller batches, or give the container more of it (docker run --shm-size=2g)",
     r"timed out after": "a worker has not answered in time, so it hangs or reads from a very slow disk: try num_workers=0 to see where, "
     "or give the dataloader a longer timeout",
     r"Too many open files|received 0 items of ancdata": "too many open files: raise the limit (ulimit -n 4096) or use fewer workers",
-    r"killed by signal|exited unexpectedly": "a worker process has died, most often because memory ran out: use fewer workers (num_workers=0 "
-    "needs none) or smaller batches",
+    r"killed by signal|exited unexpectedly": _DIED,
 }  # fmt: skip
 
 
@@ -90,7 +91,9 @@ _WORKER_FAULTS = {  # what PyTorch's messages contain -> what it means and what 
 def naming_worker_faults() -> Iterator[None]:
     "Whatever happens to a worker process inside the block, say in one line what it means, as a `WorkerError`; other errors pass."
     try: yield
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
+        lost = isinstance(error, (EOFError, OSError)) and any(frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__))
+        if lost: raise WorkerError(f"{_DIED} (it ended while it was handing over a batch)") from error
         if "DataLoader" not in str(error) and not re.search("shared memory|ancdata|Too many open files", str(error)): raise
         if "Caught " in str(error): raise  # an error in the data set itself, which names it
         for pattern, advice in _WORKER_FAULTS.items():
