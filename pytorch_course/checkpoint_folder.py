@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResumeWarning', 'CheckpointError', 'CheckpointFolder', 'StopSignals']
 
-# %% ../nbs/03e_checkpoint_folder.ipynb #0eb7f34f
+# %% ../nbs/03e_checkpoint_folder.ipynb #a41a1be9
 import os
 import re
 import signal
@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-import torch
-from torch import nn
 from .checkpoints import load_checkpoint, save_checkpoint
 from .files import sweep_temporary
 from .weights_files import ModelFileError

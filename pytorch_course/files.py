@@ -6,8 +6,7 @@
 __all__ = ['MAX_MEMBERS', 'MAX_UNPACKED', 'MAX_RATIO', 'sweep_temporary', 'atomic_write', 'whole_folder', 'file_hash',
            'DownloadError', 'RemoteFile', 'bar_options', 'download', 'ArchiveError', 'extract_zip', 'extract_tar']
 
-# %% ../nbs/00c_files.ipynb #094cdfec
-import errno
+# %% ../nbs/00c_files.ipynb #a7f076d6
 import glob
 import errno
 import gzip
