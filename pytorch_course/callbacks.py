@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CSVLogger', 'watched', 'Watcher', 'EarlyStopping', 'BestWeights', 'GradientAccumulation', 'GradientClipping',
-           'LRSchedule', 'LearningRateTest', 'same_randomness', 'find_learning_rate', 'MixedPrecision', 'LivePlot']
+           'LRSchedule', 'LearningRateTest', 'same_randomness', 'find_learning_rate', 'LivePlot']
 
-# %% ../nbs/04a_callbacks.ipynb #9cbf337e
+# %% ../nbs/04a_callbacks.ipynb #0b68fa23
 import copy
 import csv
 import math
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from .files import atomic_write
 from .images import new_figure
+from .machine import mixed_precision
 from .training import Callback, Trainer, plot_loss_curves
 
 # %% ../nbs/04a_callbacks.ipynb #6f65277e
@@ -294,7 +294,7 @@ def same_randomness(
         random.setstate(python)
         np.random.set_state(numpy)
 
-# %% ../nbs/04a_callbacks.ipynb #dcad1fef
+# %% ../nbs/04a_callbacks.ipynb #1723c956
 def _endless(dataloader: DataLoader) -> Iterator:
     "Batches, over and over again. Raises `ValueError` when there is none."
     while True:
@@ -321,7 +321,7 @@ def find_learning_rate(
     twin = copy.copy(trainer)
     twin.model, twin.optimizer = copy.deepcopy((trainer.model, trainer.optimizer))  # together, so that the one refers to the other
     twin.callbacks, twin.metrics, twin.history = [], {}, []
-    twin.scaler = torch.amp.GradScaler(twin.device.type, enabled=False)
+    twin.autocast, twin.scaler = mixed_precision(twin.precision, twin.device)
     dataloader = copy.copy(dataloader)
     if isinstance(dataloader, DataLoader): dataloader._iterator = None  # living workers belong to the original
     with same_randomness(dataloader, twin.device):
@@ -336,37 +336,12 @@ def _rising(twin: Trainer, batches: Iterator, lrs: list[float], losses: list[flo
     for lr, batch in zip(lrs, batches):
         for group in twin.optimizer.param_groups: group["lr"] = lr
         yield batch  # comes back when the step is done
-        loss = twin.meter.losses()[-1].item()
+        loss = twin.meter.rows[-1][0].item()
         if not math.isfinite(loss): return
         losses.append(loss)
         recent = sum(losses[-window:]) / len(losses[-window:])
         best = min(best, recent)
         if recent > 4 * best: return
-
-# %% ../nbs/04a_callbacks.ipynb #a1e80a7f
-class MixedPrecision(Callback):
-    """Compute in 16 bits where it is safe, during `fit` only; weights stay in 32. Validation within `fit` is included.
-
-    `torch.bfloat16` needs a GPU of 2020 or later (or a CPU), `torch.float16` runs on older ones and gets a `GradScaler`.
-    Raises `ValueError` for any other type.
-    """
-    def __init__(
-        self,
-        dtype: torch.dtype = torch.bfloat16,  # or `torch.float16`
-    ):
-        if dtype not in (torch.bfloat16, torch.float16): raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, not {dtype}")
-        self.dtype, self.context = dtype, None
-
-    def before_fit(self, trainer):
-        self.after_fit(trainer)  # in case that an earlier fit failed before it began
-        self.context, self.scaler = partial(torch.autocast, trainer.device.type, dtype=self.dtype), trainer.scaler
-        trainer.contexts.append(self.context)
-        if self.dtype == torch.float16: trainer.scaler = torch.amp.GradScaler(trainer.device.type)
-
-    def after_fit(self, trainer):
-        if self.context is None: return
-        trainer.contexts.remove(self.context)
-        trainer.scaler, self.context = self.scaler, None
 
 # %% ../nbs/04a_callbacks.ipynb #1d44a3d2
 def _in_notebook() -> bool:

@@ -49,7 +49,7 @@ class ImageError(ValueError):
 class MissingImageError(ImageError, FileNotFoundError):
     "A picture that is not there."
 
-# %% ../nbs/00b_images.ipynb #b09a260c
+# %% ../nbs/00b_images.ipynb #fd73332d
 MAX_PIXELS = 80_000_000  # a 240 MB picture once decoded; anything above is a mistake or an attack
 
 
@@ -77,6 +77,7 @@ def image_header(
 
 def open_image(
     path: str | Path,  # a picture file in any format that Pillow reads, except those that are programs
+    draft: int | None = None,  # a JPEG may be decoded smaller, at 1/2, 1/4 or 1/8 of its size, but with at least so many pixels in height and width
 ) -> Image.Image:  # 8-bit RGB, upright
     """Read a picture file as upright 8-bit RGB.
 
@@ -89,6 +90,7 @@ def open_image(
             if image.format in ("EPS", "WMF"): raise ImageError(f"{image.format} files are programs, not pictures; save it as PNG")
             if math.prod(image.size) > MAX_PIXELS:
                 raise ImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are not accepted")
+            if draft is not None: image.draft(None, (draft, draft))  # other formats ignore it
             return _to_rgb(image)
     except UnidentifiedImageError:
         reason = "it is empty" if not Path(path).stat().st_size else "not a picture in a format that Pillow knows"
@@ -96,7 +98,7 @@ def open_image(
         reason = str(error) or type(error).__name__
     raise ImageError(f"cannot read {path}: {' '.join(reason.split())}")  # one line
 
-# %% ../nbs/00b_images.ipynb #7c58a15c
+# %% ../nbs/00b_images.ipynb #fc3f7b66
 @dataclass(frozen=True)
 class ImageTransform:
     """Picture to normalized `float32` tensor `(channels, image_size, image_size)`.
@@ -121,10 +123,21 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         "Prepare one picture of any size and mode."
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        return self.to_float(self.to_pixels(image))
+
+    def to_pixels(self, image: Image.Image) -> torch.Tensor:
+        "The first half: the picture in its final size, still in bytes, `uint8 (C, H, W)`."
+        mode, size = "L" if self.channels == 1 else "RGB", (self.image_size, self.image_size)
+        if image.mode != mode: image = image.convert(mode)
+        if image.size != size: image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
-        return (pixels.permute(2, 0, 1).contiguous().float() / 255 - self._column(self.mean)) / self._column(self.std)
+        return pixels.permute(2, 0, 1).contiguous()
+
+    def to_float(self, pixels: torch.Tensor) -> torch.Tensor:
+        "The second half, for one picture or a whole batch: `uint8 (..., C, H, W)` to normalized `float32`."
+        x = pixels.to(torch.float32, copy=True).div_(255)  # a copy, so that the next steps may work in place
+        if any(self.mean): x.sub_(self._column(self.mean).to(x.device))
+        return x if set(self.std) == {1.0} else x.div_(self._column(self.std).to(x.device))
 
     def undo(self, x: torch.Tensor) -> torch.Tensor:
         "Back to values in 0..1, for looking at: `(..., C, H, W)` to `(..., C, H, W)`."

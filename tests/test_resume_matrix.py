@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
-from pytorch_course.callbacks import BestWeights, LRSchedule, MixedPrecision
+from pytorch_course.callbacks import BestWeights, LRSchedule
 from pytorch_course.checkpoint_folder import CheckpointFolder
 from pytorch_course.training import Callback, Trainer
 
@@ -108,6 +108,9 @@ class DrawsInEvaluation(nn.Sequential):
 def net(kind=nn.Sequential): return kind(nn.Linear(8, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 3))
 
 
+def pictures(): return nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 16, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 2), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8 * 2 * 2, 3))
+
+
 shuffled = partial(DataLoader, DATA, 8, shuffle=True)
 WAYS = {
     "plain": {},
@@ -119,7 +122,11 @@ WAYS = {
     "stream": {"loader": lambda: DataLoader(Stream(), 8)},
     "single samples": {"loader": lambda: DataLoader(TensorDataset(X.view(6, 8, 8), Y.view(6, 8)), batch_size=None, shuffle=True)},
     "list of batches": {"loader": lambda: list(zip(X.split(8), Y.split(8)))},
-    "bfloat16": {"callbacks": lambda: [MixedPrecision()]},
+    "bfloat16": {"options": {"precision": "bf16"}},
+    "float16 with its scaler": {"options": {"precision": "fp16"}},
+    "channels last": {"model": pictures},
+    "channels last, bfloat16, fused": {"model": pictures, "options": {"precision": "bf16"}, "optimizer": partial(torch.optim.Adam, lr=0.01, fused=True)},
+    "contiguous": {"model": pictures, "options": {"channels_last": False}},
     "plateau and best weights": {"callbacks": lambda: [LRSchedule(partial(ReduceLROnPlateau, patience=0)), BestWeights()]},
     "hooks that draw": {"callbacks": lambda: [Hooks()]},
     "unfreezing": {"callbacks": lambda: [Unfreeze()], "cuts": (9, 14)},
@@ -131,12 +138,13 @@ WAYS = {
 }
 
 
-def trained(folder, cut=None, resume=False, loader=shuffled, valid=lambda: DataLoader(DATA, 16), callbacks=list, metrics=lambda: None, loss=nn.CrossEntropyLoss, model=net, **_):
+def trained(folder, cut=None, resume=False, loader=shuffled, valid=lambda: DataLoader(DATA, 16), callbacks=list, metrics=lambda: None, loss=nn.CrossEntropyLoss, model=net,
+            options={}, optimizer=partial(torch.optim.Adam, lr=0.01), **_):
     torch.manual_seed(1)
     model, loss_fn = model(), loss()
-    optimizer = torch.optim.Adam([*model.parameters(), *loss_fn.parameters()], lr=0.01)
+    optimizer = optimizer([*model.parameters(), *loss_fn.parameters()])
     cutting = [] if cut is None else [Cut(cut)]
-    trainer = Trainer(model, loss_fn, optimizer, metrics(), callbacks=[*callbacks(), *cutting], progress=False, silence=("unshuffled", "overlap", "random_validation"))
+    trainer = Trainer(model, loss_fn, optimizer, metrics(), callbacks=[*callbacks(), *cutting], progress=False, silence=("unshuffled", "overlap", "random_validation"), **options)
     try: trainer.fit(3, loader(), valid(), checkpoint_dir=folder, resume=resume, seed=7)
     except KeyboardInterrupt: assert cut is not None
     else: assert cut is None
