@@ -144,12 +144,13 @@ def guess_channels(
         if not gray: return 3
     return 1
 
-# %% ../nbs/01_data.ipynb #88f95284
+# %% ../nbs/01_data.ipynb #650b173b
 class CachedImageFolder(ImageFolder):
     """An `ImageFolder` that decodes each picture once and makes batches in one piece; with the same samples, to the last bit.
 
     In memory, or in a file beside `root` when a quarter of the free memory is not enough, which is then said; see `ImageCache`. The pictures must not
     change while the program runs. Use it with `DataLoader(..., collate_fn=collate_batch)`; other ways of collating give the same batches, more slowly.
+    Raises `ValueError` for a transform of another type, also a subclass, and what `ImageFolder` raises.
     """
     def __init__(
         self,
@@ -162,6 +163,7 @@ class CachedImageFolder(ImageFolder):
         budget_bytes: int | None = None,  # the most memory to take; `None`: a quarter of what is available
         draft: bool = False,  # decode large JPEGs at a reduced size: faster, but about one of 255 gray levels beside it
     ):
+        if type(transform) is not ImageTransform: raise ValueError(f"only what an ImageTransform makes can be kept, not {transform!r}; use ImageFolder")
         super().__init__(root, transform, target_transform)
         self.augment, self.cached_transform, in_folder = augment, transform, not isinstance(cache, bool)
         self.cache = ImageCache(
@@ -192,7 +194,7 @@ class CachedImageFolder(ImageFolder):
             pixels = self.augment(pixels, None if seed is None else mix_seeds(seed, np.array(indices)))
         return self.transform.to_float(pixels)
 
-# %% ../nbs/01_data.ipynb #2a725714
+# %% ../nbs/01_data.ipynb #72d9b161
 def _same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list[str]:
     "The class names of both data sets. Raises `ValueError` when they differ."
     missing = sorted(set(train_dataset.classes) - set(test_dataset.classes))
@@ -207,7 +209,7 @@ def _same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list
 
 def _image_folder(root: str | Path, transform: Callable, cache: bool | str | Path, draft: bool, augment: Callable | None = None) -> ImageFolder:
     "A data set that decodes once if it can. Raises `ValueError` for wishes that only an `ImageTransform` allows."
-    if isinstance(transform, ImageTransform): return CachedImageFolder(root, transform, augment=augment, cache=cache, draft=draft)
+    if type(transform) is ImageTransform: return CachedImageFolder(root, transform, augment=augment, cache=cache, draft=draft)
     for name, wish in (("augment", augment), ("draft", draft)):
         if wish: raise ValueError(f"{name} needs an ImageTransform as the transform, not {transform!r}; or put it into that one")
     return ImageFolder(root, transform)
@@ -237,7 +239,7 @@ def create_dataloaders(
     train_dataset = _image_folder(train_dir, transform, cache, draft, augment)
     test_dataset = _image_folder(test_dir, test_transform or transform, cache, draft)
     class_names = _same_classes(train_dataset, test_dataset)
-    if num_workers is None: num_workers = suggest_workers(cached=cache is not False and isinstance(transform, ImageTransform))
+    if num_workers is None: num_workers = suggest_workers(cached=cache is not False and type(transform) is ImageTransform)
     options = dict(
         batch_size=batch_size,
         num_workers=num_workers,

@@ -129,7 +129,7 @@ def _model_arguments(cls, image_size: int | None, channels: int, classes: int, h
     known = dict(input_shape=channels, hidden_units=hidden_units, output_shape=classes, image_size=image_size or parameters["image_size"].default)
     return {name: value for name, value in known.items() if name in parameters}
 
-# %% ../nbs/06_going_modular.ipynb #b44c4628
+# %% ../nbs/06_going_modular.ipynb #e1348c4a
 def _write_json(path: Path, values: dict):
     "Replace a JSON file in one step."
     from pytorch_course.files import atomic_write
@@ -174,7 +174,7 @@ def _prepare(args: argparse.Namespace):
     channels = data.guess_channels(data.ImageFolder(train_dir))
     image_size = args.image_size or inspect.signature(cls).parameters["image_size"].default
     transform = images.ImageTransform(image_size=image_size, channels=channels)
-    *loaders, class_names = data.create_dataloaders(train_dir, test_dir, transform, args.batch_size, args.num_workers, seed=args.seed)
+    *loaders, class_names = data.create_dataloaders(train_dir, test_dir, transform, args.batch_size, args.num_workers, seed=args.seed, cache=not args.no_cache, draft=args.draft)
     if len(class_names) < 2: raise ValueError(f"{train_dir} has a single class, {class_names[0]!r}; two are needed to tell apart")
     arguments = _model_arguments(cls, image_size, channels, len(class_names), args.hidden_units)
     return name, loaders, class_names, transform, models.build_model(args.model, **arguments), arguments
@@ -188,8 +188,12 @@ def _config(args: argparse.Namespace, folders: list, name: str, device) -> dict:
     folders = dict(zip(("train_folder", "test_folder"), (str(Path(folder).resolve()) for folder in folders)))
     return {**settings, "device": str(device), "name": name, **folders, "versions": versions}
 
-# %% ../nbs/06_going_modular.ipynb #6b3e2a5b
-_DEFAULTS = dict(root="data", model="tinyvgg", epochs=5, batch_size=32, learning_rate=0.001, hidden_units=10, num_workers=0, seed=42)
+# %% ../nbs/06_going_modular.ipynb #62c5c916
+_DEFAULTS = dict(
+    root="data", model="tinyvgg", epochs=5, batch_size=32, learning_rate=0.001, hidden_units=10, num_workers=None, seed=42,
+    no_cache=False, draft=False, precision="fp32", compile=False, exact=False,
+)  # fmt: skip
+_AS_IT_WAS = dict(no_cache=False, draft=False, precision="fp32", compile=False, exact=True)  # runs that were saved before there was a choice
 
 
 def _settings(args: argparse.Namespace) -> argparse.Namespace:
@@ -198,11 +202,11 @@ def _settings(args: argparse.Namespace) -> argparse.Namespace:
     if args.resume is None: return argparse.Namespace(**{**vars(args), **_DEFAULTS, **given})
     place = Path(args.resume)/"config.json"
     if not place.is_file(): raise ValueError(f"no {place}; --resume needs the folder of an interrupted training, for example runs/digits-tinyvgg")
-    try: saved = json.loads(place.read_text(encoding="utf-8"))
+    try: saved = _AS_IT_WAS | json.loads(place.read_text(encoding="utf-8"))
     except ValueError: saved = {}
     missing = sorted({*_DEFAULTS, "train_folder", "test_folder"} - saved.keys())
     if missing: raise ValueError(f"{place} is not complete ({missing[0]} is missing), so this run cannot be resumed")
-    fixed = sorted(given.keys() - {"epochs", "num_workers", "device", "resume", "run", "command"})
+    fixed = sorted(given.keys() - {"epochs", "num_workers", "no_cache", "device", "resume", "run", "command"})
     if fixed: raise ValueError(f"--resume takes its settings from {place}; leave out --{fixed[0]}")
     if (place.parent/"model.pt").exists() and not any(place.parent.glob("checkpoints/*.pt")):
         raise ValueError(f"{args.resume} is a finished training without checkpoints, so it cannot be resumed; train anew")
@@ -214,7 +218,27 @@ def _run_of(args: argparse.Namespace, name: str, architecture: str):
     if args.resume: return nullcontext(Path(args.resume))
     return _run_folder(_run_path(args.out, f"{name}-{architecture.lower()}"))
 
-# %% ../nbs/06_going_modular.ipynb #6a9fc5a3
+# %% ../nbs/06_going_modular.ipynb #be886191
+def _speed(args: argparse.Namespace, loaders: list, model, device) -> str:
+    "What this run does to be fast, in a few words."
+    import torch
+    from pytorch_course.machine import prefers_channels_last
+    caches = [cache for loader in loaders if (cache := getattr(loader.dataset, "cache", None)) and cache.pixels is not None]
+    place = " and ".join(sorted({"files" if cache.path else "memory" for cache in caches}, reverse=True))
+    once = f"once ({sum(cache.nbytes for cache in caches) / 1e6:,.1f} MB in {place})"
+    count = lambda number, what: f"{number} {what}{'s'[:number != 1]}"
+    parts = {
+        f"pictures decoded {once if len(caches) == len(loaders) else 'in every epoch'}": True,
+        "large JPEGs at reduced size": args.draft,
+        "channels last": not args.exact and prefers_channels_last(model, device, args.precision),
+        args.precision: True,
+        "compiled": args.compile,
+        count(torch.get_num_threads(), "thread"): True,
+        count(loaders[0].num_workers, "worker"): loaders[0].num_workers,
+    }
+    return ", ".join(part for part, said in parts.items() if said)
+
+# %% ../nbs/06_going_modular.ipynb #20bbfafa
 def _for_users(error: Exception) -> str:
     "A message without the advice that is for those who write code."
     return str(error).partition(". To accept it: ")[0]
@@ -238,22 +262,26 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
 def _train(args: argparse.Namespace):
     "Get the data, train, save, and say what to do next."
     import torch
-    from pytorch_course import model as models, save_load, tensors, training
+    from pytorch_course import cache, model as models, save_load, tensors, training
     args = _settings(args)
+    torch.set_num_threads(min(torch.get_num_threads(), cache.usable_cores()))
     device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     name, loaders, class_names, transform, model, arguments = _prepare(args)
-    optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate)
+    fused = True if device.type in ("cpu", "cuda") and not args.exact else None  # `None`: PyTorch's default; `False` would be slower than that on a GPU
+    optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate, fused=fused)
     architecture, sizes = type(model).__name__, [len(loader.dataset) for loader in loaders]
     with _run_of(args, name, architecture) as folder, _saying_how_to_go_on(folder):
         kind = "gray" if transform.channels == 1 else "color"
         print(f"data    {name}: {sizes[0]:,} training and {sizes[1]:,} test pictures in {len(class_names)} classes, {kind}")
         print(f"model   {architecture}, {models.count_parameters(model):,} parameters, pictures {transform.image_size} x {transform.image_size}")
-        print(f"device  {device}, seed {args.seed}", flush=True)
+        print(f"device  {device}, seed {args.seed}")
+        print(f"speed   {_speed(args, loaders, model, device)}", flush=True)
         config = _config(args, [loader.dataset.root for loader in loaders], name, device)
         if not args.resume: _write_json(folder/"config.json", config)
         keep = dict(checkpoint_dir=folder/"checkpoints", resume=args.resume is not None, seed=args.seed)
-        results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device, **keep)
+        fast = dict(precision=args.precision, channels_last=False if args.exact else None, compile=args.compile)
+        results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device, **keep, **fast)
         metrics = {name: numbers[-1] for name, numbers in results.items()}
         info = save_load.ModelInfo(architecture.lower(), arguments, class_names, transform, metrics)
         _save_run(folder, model, info, results, config)
@@ -261,7 +289,7 @@ def _train(args: argparse.Namespace):
     print(f"saved in {folder}: model.pt, history.csv, curves.png, config.json")
     print(f"next: {shlex.join(['pytorch-course', 'predict', str(folder/'model.pt'), loaders[1].dataset.samples[0][0]])}")
 
-# %% ../nbs/06_going_modular.ipynb #42d4d83c
+# %% ../nbs/06_going_modular.ipynb #7aa69e30
 def _add_train(commands):
     parser = commands.add_parser(
         "train", help="train an image classifier", allow_abbrev=False,
@@ -279,10 +307,15 @@ def _add_train(commands):
     add("--hidden_units", type=_number(int, 1, at_most=4096), metavar="N", help=f"channels of TinyVGG's convolutions (default: {of['hidden_units']})")
     add("--image_size", type=_number(int, 1, at_most=4096), metavar="PIXELS", help="height and width (default: 64 for tinyvgg, 32 for cifar10net, 28 for neuralnetwork)")
     add("--device", help="cpu, cuda, cuda:1, mps ... (default: the best one there is)")
-    add("--num_workers", type=_number(int, 0), metavar="N", help=f"processes that read pictures; pays for large photos (default: {of['num_workers']})")
+    add("--num_workers", type=_number(int, 0), metavar="N", help="processes that read pictures (default: none; with --no_cache as many as there are cores to spare)")
+    add("--no_cache", action="store_true", default=None, help="decode every picture in every epoch instead of once; the same result, slower")
+    add("--draft", action="store_true", default=None, help="decode large JPEGs at a reduced size: faster, but about one of 255 gray levels beside it")
+    add("--precision", choices=("fp32", "bf16", "fp16"), help=f"numbers to compute with; 16 bits are fast where the processor has them (default: {of['precision']})")
+    add("--compile", action="store_true", default=None, help="compile the model first; pays for long trainings")
+    add("--exact", action="store_true", default=None, help="compute in the order of a plain loop: no channels last, no fused optimizer")
     add("--seed", type=_number(int, 0), metavar="N", help=f"the same seed gives the same run on the same machine (default: {of['seed']})")
     add("--out", metavar="DIR", help="folder for the results, new or empty (default: runs/<data>-<model>)")
-    add("--resume", metavar="RUN", help="go on with an interrupted training, to exactly the same result; of the other flags only --epochs, --num_workers, --device")
+    add("--resume", metavar="RUN", help="go on with an interrupted training, to exactly the same result; of the other flags only --epochs, --num_workers, --no_cache, --device")
     parser.set_defaults(run=_train)
 
 # %% ../nbs/06_going_modular.ipynb #2a52ad13

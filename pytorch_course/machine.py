@@ -14,26 +14,29 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-# %% ../nbs/03f_machine.ipynb #7695f005
-_MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -3, -1, -2  # the numbers of these settings in glibc's malloc.h
-_SETTINGS = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}  # bytes
+# %% ../nbs/03f_machine.ipynb #e9f1f22a
+_TRIM, _PAD, _MAP_FROM, _MAPS = -1, -2, -3, -4  # the numbers of M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX in glibc's malloc.h
+_WHILE_TRAINING = {_MAPS: 0, _TRIM: 2**31 - 1, _PAD: 64 << 20}  # a number of blocks, bytes, bytes
+_AFTERWARDS = {_MAPS: 65536, _TRIM: 64 << 20, _PAD: 128 << 10, _MAP_FROM: 32 << 20}
 
 
 @contextmanager
 def kept_memory() -> Iterator[bool]:
     """Memory that tensors free stays with the program, for the next tensors; when the block ends, what is free goes back to the system.
 
-    Results stay the same to the last bit. Yields whether it works here: it needs glibc, the C library of most Linux systems; elsewhere nothing changes. The
-    settings themselves hold until the program ends. Source: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
+    Results stay the same to the last bit. Yields whether it works here: it needs glibc, the C library of most Linux systems; elsewhere nothing changes.
+    Source: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
     """
     try:
         library = ctypes.CDLL(None)  # all that is loaded already
         set_option, trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError, TypeError): set_option = None
-    works = set_option is not None and all([set_option(option, value) for option, value in _SETTINGS.items()])
+    works = set_option is not None and all([set_option(option, value) for option, value in _WHILE_TRAINING.items()])
     try: yield works
     finally:
-        if works: trim(0)
+        if works:
+            for option, value in _AFTERWARDS.items(): set_option(option, value)
+            trim(0)
 
 # %% ../nbs/03f_machine.ipynb #1fc5bd51
 def prefers_channels_last(
@@ -125,14 +128,14 @@ def batches_on(
     if device.type == "cuda": return _ahead(batches, device)
     return ((to_device(X, device), to_device(y, device)) for X, y in batches)
 
-# %% ../nbs/03f_machine.ipynb #c8623dc7
+# %% ../nbs/03f_machine.ipynb #2e536877
 class Arriving:
     "A number on its way from a device."
     def __init__(
         self,
         number: torch.Tensor,  # `()`
     ):
-        self.copy = number.detach().to("cpu", non_blocking=True)
+        self.copy = number.detach().to("cpu", non_blocking=number.is_cuda)
         self.event = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
 
     def value(self) -> float | None:

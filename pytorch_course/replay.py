@@ -42,7 +42,7 @@ def reseed(
     if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(number)
     elif torch.backends.mps.is_available(): torch.mps.manual_seed(number)
 
-# %% ../nbs/01e_replay.ipynb #e092fad6
+# %% ../nbs/01e_replay.ipynb #2a67b272
 class Indices(list):
     "Sample numbers of a batch; `seed` is what everything random about its samples follows from, together with their numbers."
     seed: int = 0
@@ -65,7 +65,14 @@ class _SeededDataset(Dataset):
     def __getitems__(self, indices: Indices) -> list:
         samples = None if self.in_batches else [self._sample(index, indices.seed) for index in indices]
         reseed(mix_seed(_sample_seed(indices.seed, indices[0]), len(indices)))  # for a data set or a `collate_fn` that works on whole batches
-        return self.dataset.__getitems__(indices) if self.in_batches else samples
+        return self._batch(indices) if self.in_batches else samples
+
+    def _batch(self, indices: Indices):
+        "A whole batch; a part of a data set passes the numbers on, but would lose their seed."
+        dataset, seed = self.dataset, indices.seed
+        while type(dataset) is Subset: dataset, indices = dataset.dataset, Indices(dataset.indices[index] for index in indices)
+        indices.seed = seed
+        return dataset.__getitems__(indices)
 
     def _sample(self, index, seed: int):
         if self.random: reseed(_sample_seed(seed, index))

@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# %% ../nbs/05c_scaffold.ipynb #af51b329
+# %% ../nbs/05c_scaffold.ipynb #968083eb
 @dataclass(frozen=True)
 class _Piece:
     "A top-level statement of a module."
@@ -50,7 +50,7 @@ def _defined(node: ast.stmt) -> list[str]:
     return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
 
 
-_WRITTEN_HERE = {}  # modules that exist only as a text in this file: name -> text
+_WRITTEN_HERE = {}  # modules whose text stands in this file: name -> text; it comes before that of the library
 
 
 @cache
@@ -138,7 +138,7 @@ def _script(docstring: str, pieces: set[_Piece], imports: _Imports, local: set[s
         before = piece
     return text + "\n"
 
-# %% ../nbs/05c_scaffold.ipynb #28238cf0
+# %% ../nbs/05c_scaffold.ipynb #cec9c399
 _WRITTEN_HERE["short_train"] = '''import math
 import time
 from collections.abc import Callable
@@ -176,7 +176,48 @@ def train(
     return results
 '''
 
-# %% ../nbs/05c_scaffold.ipynb #e0fd1a01
+_WRITTEN_HERE["short_data"] = '''from collections.abc import Callable
+from pathlib import Path
+import torch
+from torch.utils.data import DataLoader
+from .data import ImageFolder, _same_classes
+
+
+def create_dataloaders(
+    train_dir: str | Path,  # folder of class folders to train on
+    test_dir: str | Path,  # folder of class folders to test on
+    transform: Callable,  # picture to tensor, for training; for testing too unless `test_transform` is given
+    batch_size: int,  # pictures per batch
+    num_workers: int = 0,  # processes that prepare batches; 0: the main one
+    *,
+    test_transform: Callable | None = None,  # give one whenever `transform` is random
+    seed: int | None = None,  # the order of training pictures follows from it; `None`: from PyTorch's global seed
+) -> tuple[DataLoader, DataLoader, list[str]]:  # `(train_dataloader, test_dataloader, class_names)`
+    """Loaders of batches `X (N, C, H, W)`, `y (N,)`, the training one shuffled; and the class names, in the order of their numbers.
+
+    Raises `FileNotFoundError` for a missing or empty folder, `ValueError` when the two folders have different classes or a number makes no sense.
+    """
+    train_dataset, test_dataset = ImageFolder(train_dir, transform), ImageFolder(test_dir, test_transform or transform)
+    class_names = _same_classes(train_dataset, test_dataset)
+    options = dict(batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    train_dataloader = DataLoader(train_dataset, shuffle=True, generator=generator, **options)
+    return train_dataloader, DataLoader(test_dataset, **options), class_names
+'''
+
+_WRITTEN_HERE["machine"] = '''from collections.abc import Iterable, Iterator
+import torch
+
+
+def batches_on(
+    batches: Iterable,  # pairs `(X, y)` of tensors
+    device: str | torch.device,  # where they are needed
+) -> Iterator[tuple]:  # pairs `(X, y)`, on the device
+    "Go through batches; does not wait for the copy where the memory is pinned."
+    return ((X.to(device, non_blocking=True), y.to(device, non_blocking=True)) for X, y in batches)
+'''
+
+# %% ../nbs/05c_scaffold.ipynb #0c971251
 _PLAN = {  # script -> its docstring, and what it is for
     "food_shapes": (
         "Draw pictures of pizza, steak and sushi with a program: a data set that needs no network.",
@@ -184,7 +225,7 @@ _PLAN = {  # script -> its docstring, and what it is for
     ),
     "data_setup": (
         "From folders of pictures to batches: train/<class>/<pictures> and test/<class>/<pictures>.",
-        ["images.open_image", "images.ImageTransform", "data.create_dataloaders"],
+        ["images.open_image", "images.ImageTransform", "short_data.create_dataloaders"],
     ),
     "model_builder": (
         "The networks, and a way to choose one by its name.",

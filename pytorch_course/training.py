@@ -222,7 +222,7 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #8f514c81
+# %% ../nbs/04_training.ipynb #c497431d
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -271,7 +271,7 @@ class _Keeper:
             if values["batches_done"]: raise ValueError(f"{change}; in the middle of an epoch that cannot be resumed")
             warnings.warn(f"{change}; training goes on, but not as it would have done", ResumeWarning, stacklevel=5)
         machine = self._machine()
-        changes = [f"{name} {values['machine'].get(name)}, now {machine[name]}" for name in machine if values["machine"].get(name) != machine[name]]
+        changes = [f"{name} {values['machine'].get(name)}, now {machine[name]}" for name in machine if values["machine"].get(name, machine[name]) != machine[name]]
         if changes: warnings.warn(f"saved with {'; '.join(changes)}: the last digits may differ from those of an uninterrupted training", ResumeWarning, stacklevel=5)
         if self.trainer.seed not in (None, values["seed"]): raise ValueError(f"{path} is from a training with seed {values['seed']}, not {self.trainer.seed}")
 
@@ -389,7 +389,7 @@ class Trainer:
         self.batch, self.hold = (X, y), False
         self._reseed(_CALLBACKS, 0, self.steps)
         self.call("before_batch")
-        self._reseed(_STEPS, self.steps, _process_number()[0])  # whatever the callbacks have drawn
+        if self.seed is not None: self._reseed(_STEPS, self.steps, _process_number()[0])  # whatever the callbacks have drawn
         return self._first_step(*self.batch) if self.steps == 0 else self._step(*self.batch)
 
     def _reseed(self, *numbers: int):

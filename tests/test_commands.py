@@ -14,7 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pytorch_course import training
+from pytorch_course.data import create_dataloaders
 from pytorch_course.going_modular import main
+from pytorch_course.images import ImageTransform
+from pytorch_course.model import build_model
+from pytorch_course.tensors import seed_everything
 
 
 def everything(folder):
@@ -130,6 +135,136 @@ def test_interrupted_training_goes_on_to_the_same_end(whole_run, command, number
     assert weights(whole_run / out) == weights(whole_run / "whole")
 
 
+# --- what makes a training fast, or exact ---
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, capfd):
+    "`train` in this process, in an empty folder; `(status, out, err)`."
+    def run(*words):
+        monkeypatch.chdir(tmp_path)
+        try: status = main(["train", *map(str, words)])
+        except SystemExit as exit: status = exit.code
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def speed(out): return next(line for line in out.splitlines() if line.startswith("speed"))
+
+
+def settings(run): return json.loads((run / "config.json").read_text())
+
+
+def test_decoding_once_changes_nothing(train, tmp_path):
+    make_pictures(tmp_path / "pets", per_class=20)
+    for out, flags, said in (("once", [], "decoded once (0.1 MB in memory)"), ("each time", ["--no_cache"], "decoded in every epoch")):
+        status, printed, err = train(*PETS[1:], "--epochs", 3, "--out", out, *flags)
+        assert (status, err) == (0, "") and said in speed(printed)
+        assert settings(tmp_path / out)["no_cache"] is bool(flags)
+    for name in ("history.csv", "model.pt"): assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "each time" / name).read_bytes()
+
+
+def test_a_store_in_files_is_said(train, tmp_path, monkeypatch):
+    make_pictures(tmp_path / "pets")
+    monkeypatch.setattr("pytorch_course.cache.available_memory", lambda: 0)
+    _, printed, err = train(*PETS[1:], "--epochs", 1)
+    assert "in files)" in speed(printed) and err.count("decoded pictures") == 2
+    assert len(list((tmp_path / "pets").glob(".*.pictures"))) == 2
+
+
+def test_precision(train, tmp_path):
+    accuracies = {}
+    for precision in ("fp32", "bf16"):
+        status, printed, err = train("--epochs", 3, "--image_size", 28, "--precision", precision, "--out", precision)
+        assert (status, err) == (0, "") and f", {precision}, " in speed(printed)
+        found = settings(tmp_path / precision)
+        assert found["precision"] == precision
+        accuracies[precision] = found["model_info"]["metrics"]["test_acc"]
+    assert min(accuracies.values()) > 0.85 and max(accuracies.values()) - min(accuracies.values()) < 0.05, accuracies
+    for name, value in torch.load(tmp_path / "bf16" / "model.pt", weights_only=True)["state_dict"].items(): assert value.dtype == torch.float32, name
+    assert weights(tmp_path / "bf16") != weights(tmp_path / "fp32")
+    make_pictures(tmp_path / "pets")  # without instructions for it, a processor takes its time for fp16
+    status, printed, err = train(*PETS[1:], "--epochs", 2, "--precision", "fp16")
+    assert (status, err) == (0, "") and ", fp16, " in speed(printed)
+
+
+def test_exact_is_the_plain_loop(train, tmp_path):
+    make_pictures(tmp_path / "pets", per_class=20)
+    status, printed, err = train(*PETS[1:], "--epochs", 3, "--exact", "--out", "exact")
+    assert (status, err) == (0, "") and "channels last" not in speed(printed)
+    seed_everything(42)
+    found = settings(tmp_path / "exact")["model_info"]
+    transform = ImageTransform(image_size=16, channels=found["transform"]["channels"])
+    model = build_model("tinyvgg", **found["arguments"])
+    loaders = create_dataloaders(tmp_path / "pets" / "train", tmp_path / "pets" / "test", transform, 4, 0, seed=42, cache=False)[:2]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), 3, "cpu", seed=42, progress=False)
+    assert weights(tmp_path / "exact") == {name: value.tolist() for name, value in model.state_dict().items()}
+    assert "channels last" in speed(train(*PETS[1:], "--epochs", 3, "--out", "fast")[1])
+    exact, fast = ([list(map(float, row)) for row in list(csv.reader((tmp_path / name / "history.csv").open()))[1:]] for name in ("exact", "fast"))
+    torch.testing.assert_close(torch.tensor(fast), torch.tensor(exact), rtol=1e-3, atol=1e-3)
+
+
+def test_draft_is_faster_but_not_the_same(train, tmp_path):
+    make_pictures(tmp_path / "pets", per_class=3, size=(640, 480))
+    for path in [*(tmp_path / "pets").rglob("*.png")]:
+        picture = Image.effect_mandelbrot((640, 480), (-3, -2.5, 2, 2.5), 50)  # something with edges
+        Image.blend(Image.open(path), picture.convert("RGB"), 0.5).save(path.with_suffix(".jpg"))
+        path.unlink()
+    for out, flags in (("whole", []), ("draft", ["--draft"])):
+        status, printed, err = train(*PETS[1:], "--epochs", 1, "--out", out, *flags)
+        assert (status, err) == (0, "") and ("reduced size" in speed(printed)) is bool(flags)
+    assert settings(tmp_path / "draft")["draft"] is True
+    assert weights(tmp_path / "draft") != weights(tmp_path / "whole")
+
+
+def test_compile(train, tmp_path, monkeypatch):
+    make_pictures(tmp_path / "pets", per_class=2)
+    compiled = []
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "compile_model", lambda *arguments: compiled.append(arguments))
+        status, printed, _ = train(*PETS[1:], "--epochs", 1, "--compile", "--device", "cpu")
+    assert status == 0 and len(compiled) == 1 and ", compiled, " in speed(printed)
+    before = everything(tmp_path)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    status, _, err = train(*PETS[1:], "--epochs", 1, "--compile", "--device", "cpu")
+    assert status == 2 and err.count("\n") == 1 and "needs a C++ compiler" in err
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("begun, resumed", [(["--precision", "bf16", "--no_cache"], []), ([], ["--no_cache"])], ids=["bf16", "cache, then none"])
+def test_interrupted_training_keeps_its_settings(whole_run, train, tmp_path, begun, resumed):
+    "Whether pictures are kept may change on the way and makes no difference."
+    (tmp_path / "pets").symlink_to(whole_run / "pets")
+    process = begin(tmp_path, "--epochs", 60, "--out", "stopped", *begun)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (tmp_path / "stopped" / "model.pt").exists()
+    if begun:
+        assert train(*PETS[1:], "--epochs", 60, "--out", "whole", "--precision", "bf16")[0] == 0
+        status, _, err = train("--resume", "stopped", "--precision", "fp32")
+        assert status == 2 and "leave out --precision" in err
+    status, printed, err = train("--resume", "stopped", *resumed)
+    assert (status, err) == (0, "") and "resumed from step-" in printed
+    assert "decoded in every epoch" in speed(printed) and (", bf16, " in speed(printed)) is bool(begun)
+    whole = (tmp_path if begun else whole_run) / "whole"
+    assert (tmp_path / "stopped" / "history.csv").read_text() == (whole / "history.csv").read_text()
+    assert weights(tmp_path / "stopped") == weights(whole)
+
+
+def test_a_run_from_before_there_were_these_settings_goes_on_as_it_was(train, tmp_path):
+    make_pictures(tmp_path / "pets")
+    for out, epochs in (("old", 2), ("whole", 4)): assert train(*PETS[1:], "--epochs", epochs, "--exact", "--out", out)[0] == 0
+    found = settings(tmp_path / "old")
+    for name in ("no_cache", "draft", "precision", "compile", "exact"): del found[name]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(found | {"num_workers": 0}))
+    status, printed, err = train("--resume", "old", "--epochs", 4)
+    assert (status, err) == (0, "") and "channels last" not in speed(printed)
+    assert weights(tmp_path / "old") == weights(tmp_path / "whole")
+
+
 def test_row_10_nan_says_where_the_last_good_checkpoint_is(command, tmp_path):
     make_pictures(tmp_path / "pets")
     done = command("train", "--data", "pets", "--image_size", 16, "--lr", "1e9")  # a single batch an epoch: the first leaves finite weights
@@ -177,6 +312,8 @@ BAD_LINES = {
     "train --lr -1": "a number above 0 is needed, not '-1'",
     "train --lr nan": "a number above 0 is needed",
     "train --seed -5": "at least 0 is needed",
+    "train --precision half": "invalid choice: 'half'",
+    "train --data pets --no_cache yes": "unrecognized arguments: yes",
     "train --batch_size 99999999999999999999": "at most 2,147,483,647 is needed",
     "train --hidden_units 99999999": "at most 4,096 is needed",
     "train --data pets --image_size 16 --batch_size 4 --lr 1e9": "lower the learning rate",

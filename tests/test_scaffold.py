@@ -263,9 +263,10 @@ def test_mistakes_in_a_call_of_the_short_train(modules):
     with pytest.raises(ValueError, match="no batch"): small_training(train, samples=0)
 
 
-def test_the_engine_stays_light(scripts):
-    text = (scripts / "engine.py").read_text()
-    assert len(text.splitlines()) < 240 and not any(name in text for name in ("Trainer", "heckpoint", "signals"))
+@pytest.mark.parametrize("script, heavy", [("engine.py", ("Trainer", "heckpoint", "signals", "Stream")), ("data_setup.py", ("Cache", "mmap", "seeds"))])
+def test_the_scripts_stay_light(scripts, script, heavy):
+    text = (scripts / script).read_text()
+    assert len(text.splitlines()) < 250 and not any(name in text for name in heavy)
 
 
 def test_nothing_is_written_when_something_fails(tmp_path, monkeypatch):
