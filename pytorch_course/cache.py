@@ -6,7 +6,7 @@
 __all__ = ['available_memory', 'usable_cores', 'suggest_workers', 'ImageCache', 'Batch', 'collate_batch', 'mix_seeds',
            'RandomFlipCrop']
 
-# %% ../nbs/00e_cache.ipynb #7a00026d
+# %% ../nbs/00e_cache.ipynb #5a89e03c
 import glob
 import hashlib
 import math
@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -68,8 +68,9 @@ def suggest_workers(
     start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]  # the first is the default
     return 0 if cached or usable_cores() <= 2 or start != "fork" else min(8, usable_cores() // 2)
 
-# %% ../nbs/00e_cache.ipynb #a191f661
+# %% ../nbs/00e_cache.ipynb #530c34a5
 _HEADER, _LARGE = 4096, 50_000  # bytes: one page for the key; from this size of a file on threads pay
+_AHEAD = 4096  # so many pictures are decoded together with those that are asked for
 
 
 def _make_file(path: Path, length: int, first_line: bytes) -> mmap.mmap:
@@ -85,6 +86,26 @@ def _make_file(path: Path, length: int, first_line: bytes) -> mmap.mmap:
 def _drop(path: Path, pid: int):
     "Remove a temporary file, if this is the process that made it and not one of its helpers."
     if os.getpid() == pid: path.unlink(missing_ok=True)
+
+
+def _in_forks(work: Callable[[int], None], numbers: list[int], processes: int):
+    "Do some work for all numbers, a part in each process; the parts that failed are left for later, when somebody needs them."
+    def do(part: list[int]):
+        for number in part:
+            with suppress(Exception): work(number)
+
+    parent, children = os.getpid(), []
+    for share in range(1, processes):
+        with suppress(OSError):  # no further process is allowed: then the part is left out
+            if child := os.fork(): children.append(child)
+            else:
+                try:
+                    torch.set_num_threads(1)  # the threads of the parent are not here
+                    for start in range(share, len(numbers), 64 * processes):
+                        if os.getppid() == parent: do(numbers[start : start + 64 * processes : processes])
+                finally: os._exit(0)
+    do(tqdm(numbers[::processes], "decoding", **bar_options()))
+    for child in children: os.waitpid(child, 0)
 
 
 class ImageCache:
@@ -109,6 +130,7 @@ class ImageCache:
         self.draft = 2 * transform.image_size if draft else None
         self.shape = (len(paths), transform.channels, transform.image_size, transform.image_size)
         self.path = self.temporary = self.pixels = self.filled = None
+        self.touched = False  # has somebody asked for pictures already?
         if not keep: return
         self.filled = torch.frombuffer(mmap.mmap(-1, len(paths)), dtype=torch.uint8)
         budget = available_memory() // 4 if budget_bytes is None else budget_bytes
@@ -128,7 +150,8 @@ class ImageCache:
         if self.pixels is None: return torch.stack([self._read(index) for index in indices])
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if not self.complete:
-            self._decode(chosen[self.filled[chosen] == 0].tolist())
+            missing = chosen[self.filled[chosen] == 0].tolist()
+            if missing: self._decode(missing)
             if self.filled.all(): self._finish()
         return self.pixels.index_select(0, chosen)
 
@@ -141,18 +164,23 @@ class ImageCache:
         return self.transform.to_pixels(open_image(self.paths[index], self.draft))
 
     def _decode(self, missing: list[int]):
-        "Put some pictures into their places."
+        "Put some pictures into their places, and with the help of other cores further ones."
         places, flags = self.pixels.numpy(), self.filled.numpy()  # the same memory; NumPy is quicker at many small steps
 
         def decode(index: int):
             places[index] = self._read(index).numpy()
             flags[index] = 1  # only now
 
+        cores = 1 if get_worker_info() is not None else min(8, usable_cores())
+        if self.touched and cores > 1 and sys.platform == "linux":
+            _in_forks(decode, np.flatnonzero(flags == 0)[:_AHEAD].tolist(), cores)
+            missing = [index for index in missing if not flags[index]]
+        self.touched = True
         sizes = [os.path.getsize(path) for index in missing[:8] if os.path.exists(path := self.paths[index])]
-        if sum(sizes) <= _LARGE * len(sizes) or get_worker_info() is not None or usable_cores() == 1:
+        if cores == 1 or sum(sizes) <= _LARGE * len(sizes):
             for index in missing: decode(index)
         else:
-            with ThreadPoolExecutor(min(8, usable_cores())) as pool: list(pool.map(decode, missing))
+            with ThreadPoolExecutor(cores) as pool: list(pool.map(decode, missing))
 
     def _map(self, memory: mmap.mmap, offset: int):
         "Let the pixels live in this memory."

@@ -294,7 +294,7 @@ def same_randomness(
         random.setstate(python)
         np.random.set_state(numpy)
 
-# %% ../nbs/04a_callbacks.ipynb #1723c956
+# %% ../nbs/04a_callbacks.ipynb #47b788b3
 def _endless(dataloader: DataLoader) -> Iterator:
     "Batches, over and over again. Raises `ValueError` when there is none."
     while True:
@@ -336,7 +336,7 @@ def _rising(twin: Trainer, batches: Iterator, lrs: list[float], losses: list[flo
     for lr, batch in zip(lrs, batches):
         for group in twin.optimizer.param_groups: group["lr"] = lr
         yield batch  # comes back when the step is done
-        loss = twin.meter.rows[-1][0].item()
+        loss = twin.meter.losses[-1].item()
         if not math.isfinite(loss): return
         losses.append(loss)
         recent = sum(losses[-window:]) / len(losses[-window:])

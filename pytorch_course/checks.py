@@ -306,7 +306,7 @@ def check_optimizer(
         report.warn("not_optimized", f"the optimizer does not hold {_some(missing)}; expected all {len(trainable)} trainable "
                     "parameters: make it after all layers, or freeze what shall not learn, by requires_grad_(False)")  # fmt: skip
 
-# %% ../nbs/03b_checks.ipynb #fa7ad2d1
+# %% ../nbs/03b_checks.ipynb #0f0d2361
 def _is_bad(value) -> bool:
     "Is there a NaN or an infinity in a tensor, or in the tensors of a tuple, list or dictionary?"
     if torch.is_tensor(value): return not bool(value.isfinite().all())
@@ -358,7 +358,8 @@ def check_finite(
 def _numbers(losses: Sequence[torch.Tensor | float]) -> torch.Tensor:
     "Losses as one tensor `(N,)`, fetched from a device in one go."
     if not len(losses): return torch.zeros(0)
-    return torch.stack([torch.as_tensor(loss).detach().reshape(()) for loss in losses]).cpu().double()
+    if not torch.is_tensor(losses): losses = torch.stack([torch.as_tensor(loss).detach().reshape(()) for loss in losses])
+    return losses.detach().cpu().double()
 
 
 def check_losses(

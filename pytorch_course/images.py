@@ -6,9 +6,10 @@
 __all__ = ['MAX_PIXELS', 'new_figure', 'ImageError', 'MissingImageError', 'image_header', 'open_image', 'ImageTransform',
            'plot_images']
 
-# %% ../nbs/00b_images.ipynb #61386b62
+# %% ../nbs/00b_images.ipynb #cc6389af
 import io
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,18 +50,19 @@ class ImageError(ValueError):
 class MissingImageError(ImageError, FileNotFoundError):
     "A picture that is not there."
 
-# %% ../nbs/00b_images.ipynb #fd73332d
+# %% ../nbs/00b_images.ipynb #d001d92c
 MAX_PIXELS = 80_000_000  # a 240 MB picture once decoded; anything above is a mistake or an attack
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    "Upright 8-bit RGB copy of `image`."
+    "`image` as upright 8-bit RGB, decoded; a copy only where it has to be one."
     if image.mode in ("I", "F"):
         raise ImageError(f"pixels are stored as {image.mode!r} without a fixed range; convert to 8 or 16 bit first")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def open_image(
     Raises `ImageError` when the file is empty, damaged, no picture at all, of a pixel type without a fixed range, or larger than
     `MAX_PIXELS`, and `MissingImageError`, which is also a `FileNotFoundError`, when there is none; both name the file.
     """
-    if not Path(path).is_file(): raise MissingImageError(f"no picture file at {path}")
+    if not os.path.isfile(path): raise MissingImageError(f"no picture file at {path}")
     try:
         with image_header(path) as image:
             if image.format in ("EPS", "WMF"): raise ImageError(f"{image.format} files are programs, not pictures; save it as PNG")

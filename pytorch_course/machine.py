@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-# %% ../nbs/03f_machine.ipynb #e9f1f22a
+# %% ../nbs/03f_machine.ipynb #4fb357f7
 _TRIM, _PAD, _MAP_FROM, _MAPS = -1, -2, -3, -4  # the numbers of M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX in glibc's malloc.h
 _WHILE_TRAINING = {_MAPS: 0, _TRIM: 2**31 - 1, _PAD: 64 << 20}  # a number of blocks, bytes, bytes
 _AFTERWARDS = {_MAPS: 65536, _TRIM: 64 << 20, _PAD: 128 << 10, _MAP_FROM: 32 << 20}
+_BLOCKS: list[bool] = []  # those that this process is in; only the outermost changes settings, which belong to the whole process
 
 
 @contextmanager
@@ -25,16 +26,18 @@ def kept_memory() -> Iterator[bool]:
     """Memory that tensors free stays with the program, for the next tensors; when the block ends, what is free goes back to the system.
 
     Results stay the same to the last bit. Yields whether it works here: it needs glibc, the C library of most Linux systems; elsewhere nothing changes.
-    Source: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
+    In a block inside of another one, the outer one counts. Source: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
     """
     try:
         library = ctypes.CDLL(None)  # all that is loaded already
         set_option, trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError, TypeError): set_option = None
     works = set_option is not None and all([set_option(option, value) for option, value in _WHILE_TRAINING.items()])
+    _BLOCKS.append(works)
     try: yield works
     finally:
-        if works:
+        _BLOCKS.pop()
+        if works and not _BLOCKS:
             for option, value in _AFTERWARDS.items(): set_option(option, value)
             trim(0)
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ModelInfo', 'save_model', 'load_model', 'predict_images']
 
-# %% ../nbs/05_save_load.ipynb #48a82817
+# %% ../nbs/05_save_load.ipynb #401d094d
+import copy
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,17 +58,20 @@ def save_model(
     if path.suffix == ".safetensors": return write_weights_file(path, weights, {"format": _FORMAT, "info": json.dumps(info.to_dict())})
     return write_weights_file(path, {"format": _FORMAT, "info": info.to_dict(), "state_dict": weights})
 
-# %% ../nbs/05_save_load.ipynb #8f6ab276
-def _fit_together(info: ModelInfo, weights: dict[str, torch.Tensor]):
-    "Weights and model must have the same shapes, and a picture must come out as one logit per class name; tried on `meta`, without memory for it."
+# %% ../nbs/05_save_load.ipynb #a579f2e2
+def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
+    "The model with its weights. They must have the same shapes, which is tried on `meta`, without memory for it; and a picture must give one logit per class name."
     size, names = info.transform.image_size, f"class names: {', '.join(map(str, info.class_names))}"
-    with torch.device("meta"), torch.inference_mode():
-        model = build_model(info.architecture, **info.arguments).eval()
-        try: model.load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
+    with torch.device("meta"):
+        try: build_model(info.architecture, **info.arguments).load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
         except RuntimeError as error: raise ModelFileError(f"{error} ({names})") from None
-        logits = model(torch.zeros(1, info.transform.channels, size, size))
+    model = build_model(info.architecture, **info.arguments).eval()
+    model.load_state_dict(weights)
+    tried, device = (model, "cpu") if size <= 512 else (copy.deepcopy(model).to("meta"), "meta")  # computing on `meta` needs no memory, but a second of imports
+    with torch.inference_mode(): logits = tried(torch.zeros(1, info.transform.channels, size, size, device=device))
     if logits.shape != (1, len(info.class_names)):
         raise ModelFileError(f"the model gives {tuple(logits.shape)} for one picture, but there are {len(info.class_names)} {names}")
+    return model
 
 
 def load_model(
@@ -87,10 +91,8 @@ def load_model(
         info, weights = ModelInfo.from_dict(content.get("info")), content.get("state_dict")
         if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
             raise ModelFileError("its state_dict is not made of tensors by name")
-        _fit_together(info, weights)
-        model = build_model(info.architecture, **info.arguments)
-        model.load_state_dict(weights)
-    return model.to(device).eval(), info
+        model = _build(info, weights)
+    return model.to(device), info
 
 # %% ../nbs/05_save_load.ipynb #10dc439f
 def predict_images(

@@ -72,14 +72,14 @@ def default_metrics(
     if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}
     return {}
 
-# %% ../nbs/04_training.ipynb #9f031918
+# %% ../nbs/04_training.ipynb #453ad14f
 class EpochMeter:
     "Loss and metrics over an epoch, weighted by samples; nothing leaves the device before `means`."
     def __init__(self, metrics: dict[str, Callable]):
         self.objects = {name: metric for name, metric in metrics.items() if hasattr(metric, "compute")}
         self.functions = {name: metric for name, metric in metrics.items() if name not in self.objects}
         counts = all(metric in (accuracy, binary_accuracy) or isinstance(metric, TopKAccuracy) for metric in self.functions.values())
-        self.group = 32 if counts else 1  # shares of right answers are the same to the last bit, measured one by one or in groups
+        self.group = 128 if counts else 1  # shares of right answers are the same to the last bit, measured one by one or in groups
         self.losses, self.sizes, self.waiting, self.numbers, self.moved = [], [], [], [], False
         for metric in self.objects.values(): metric.reset()
 
