@@ -6,7 +6,7 @@
 __all__ = ['available_memory', 'usable_cores', 'suggest_workers', 'ImageCache', 'Batch', 'collate_batch', 'mix_seeds',
            'RandomFlipCrop']
 
-# %% ../nbs/00e_cache.ipynb #5a89e03c
+# %% ../nbs/00e_cache.ipynb #0e19e26c
 import glob
 import hashlib
 import math
@@ -14,6 +14,7 @@ import mmap
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import default_collate, get_worker_info
 from tqdm import tqdm
+from . import __version__
 from .files import bar_options, sweep_temporary
 from .images import ImageTransform, open_image
 
-# %% ../nbs/00e_cache.ipynb #938c6f8c
+# %% ../nbs/00e_cache.ipynb #c1e6515f
 def _number_in(path: str, pattern: str = r"(\d+)") -> int | None:
     "The first number in a file of the system, or `None`."
     try: found = re.search(pattern, Path(path).read_text())
@@ -46,10 +48,12 @@ def available_memory() -> int:  # bytes
     free *= 1024
     for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         limit, taken = (_number_in(f"/sys/fs/cgroup/{name}") for name in (most, used))  # of a container
-        if limit is not None and taken is not None: free = min(free, max(0, limit - taken))
+        if limit is None or taken is None: continue
+        taken -= _number_in("/sys/fs/cgroup/memory.stat", r"\binactive_file (\d+)") or 0  # files that the system keeps at hand, and would forget
+        free = min(free, max(0, limit - taken))
     return free
 
-# %% ../nbs/00e_cache.ipynb #f7905426
+# %% ../nbs/00e_cache.ipynb #dd710d06
 def usable_cores() -> int:  # at least 1
     "How many cores this process may really use; in a container that can be fewer than the computer has."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -63,14 +67,42 @@ def suggest_workers(
 ) -> int:  # for `DataLoader(num_workers=...)`
     """How many processes should prepare batches.
 
-    None if there is little to prepare, or no core to spare for them, or if they cannot be forked (Windows, macOS): there, scripts and notebooks need care to have any.
+    0 if there is little to prepare, or no core to spare for them, or where processes are not forked by default (Windows, macOS, Linux from Python 3.14): there,
+    scripts and notebooks need care to have any.
     """
     start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]  # the first is the default
     return 0 if cached or usable_cores() <= 2 or start != "fork" else min(8, usable_cores() // 2)
 
-# %% ../nbs/00e_cache.ipynb #530c34a5
+# %% ../nbs/00e_cache.ipynb #bbb047ab
+def _in_forks(work: Callable[[int], None], numbers: list[int], processes: int):
+    "Do some work for all numbers, a part in each process; the parts that failed are left for later, when somebody needs them."
+    def do(part: list[int]):
+        for number in part:
+            with suppress(Exception): work(number)
+
+    parent, children = os.getpid(), []
+    try:
+        for share in range(1, processes):
+            with suppress(OSError):  # no further process is allowed: then the part is left out
+                if child := os.fork(): children.append(child)
+                else:
+                    try:
+                        signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C is for the parent
+                        torch.set_num_threads(1)  # the threads of the parent are not here
+                        for start in range(share, len(numbers), 64 * processes):
+                            if os.getppid() == parent: do(numbers[start : start + 64 * processes : processes])
+                    finally: os._exit(0)
+        do(tqdm(numbers[::processes], "decoding", **bar_options()))
+    except BaseException:
+        for child in children: os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        for child in children:
+            with suppress(ChildProcessError): os.waitpid(child, 0)  # somebody else has waited for it
+
+# %% ../nbs/00e_cache.ipynb #a8361cf7
 _HEADER, _LARGE = 4096, 50_000  # bytes: one page for the key; from this size of a file on threads pay
-_AHEAD = 4096  # so many pictures are decoded together with those that are asked for
+_AHEAD = 4096  # at most so many pictures are decoded together with those that are asked for
 
 
 def _make_file(path: Path, length: int, first_line: bytes) -> mmap.mmap:
@@ -85,33 +117,14 @@ def _make_file(path: Path, length: int, first_line: bytes) -> mmap.mmap:
 
 def _drop(path: Path, pid: int):
     "Remove a temporary file, if this is the process that made it and not one of its helpers."
-    if os.getpid() == pid: path.unlink(missing_ok=True)
-
-
-def _in_forks(work: Callable[[int], None], numbers: list[int], processes: int):
-    "Do some work for all numbers, a part in each process; the parts that failed are left for later, when somebody needs them."
-    def do(part: list[int]):
-        for number in part:
-            with suppress(Exception): work(number)
-
-    parent, children = os.getpid(), []
-    for share in range(1, processes):
-        with suppress(OSError):  # no further process is allowed: then the part is left out
-            if child := os.fork(): children.append(child)
-            else:
-                try:
-                    torch.set_num_threads(1)  # the threads of the parent are not here
-                    for start in range(share, len(numbers), 64 * processes):
-                        if os.getppid() == parent: do(numbers[start : start + 64 * processes : processes])
-                finally: os._exit(0)
-    do(tqdm(numbers[::processes], "decoding", **bar_options()))
-    for child in children: os.waitpid(child, 0)
+    if os.getpid() == pid:
+        with suppress(OSError): path.unlink()
 
 
 class ImageCache:
     """Pictures of one size as bytes, each one decoded when it is first asked for; in memory, or in a file when they need more than `budget_bytes`.
 
-    Helper processes of a `DataLoader` fill the same store. The file is used again by later programs as long as the pictures are the same.
+    Helper processes of a `DataLoader` fill the same store. The file is used again by later programs as long as the pictures are the same, except on Windows.
     Raises `ValueError` for no pictures at all, and `ImageError`, when a picture is asked for that cannot be read.
     """
     def __init__(
@@ -130,7 +143,7 @@ class ImageCache:
         self.draft = 2 * transform.image_size if draft else None
         self.shape = (len(paths), transform.channels, transform.image_size, transform.image_size)
         self.path = self.temporary = self.pixels = self.filled = None
-        self.touched = False  # has somebody asked for pictures already?
+        self.asked = 0  # so many pictures had to be decoded because somebody asked for them
         if not keep: return
         self.filled = torch.frombuffer(mmap.mmap(-1, len(paths)), dtype=torch.uint8)
         budget = available_memory() // 4 if budget_bytes is None else budget_bytes
@@ -157,6 +170,7 @@ class ImageCache:
 
     def fill(self) -> "ImageCache":  # itself
         "Decode all that is missing now, with a progress bar."
+        self.asked = len(self)
         for part in tqdm(torch.arange(len(self)).split(64), "decoding", **bar_options()): self.take(part)
         return self
 
@@ -172,10 +186,12 @@ class ImageCache:
             flags[index] = 1  # only now
 
         cores = 1 if get_worker_info() is not None else min(8, usable_cores())
-        if self.touched and cores > 1 and sys.platform == "linux":
-            _in_forks(decode, np.flatnonzero(flags == 0)[:_AHEAD].tolist(), cores)
+        before, self.asked = self.asked, self.asked + len(missing)
+        if before and len(missing) > 1 and cores > 1 and sys.platform == "linux":
+            others = flags == 0
+            others[missing] = False
+            _in_forks(decode, missing + np.flatnonzero(others)[: min(_AHEAD, 4 * self.asked)].tolist(), cores)
             missing = [index for index in missing if not flags[index]]
-        self.touched = True
         sizes = [os.path.getsize(path) for index in missing[:8] if os.path.exists(path := self.paths[index])]
         if cores == 1 or sum(sizes) <= _LARGE * len(sizes):
             for index in missing: decode(index)
@@ -188,10 +204,10 @@ class ImageCache:
 
     def _first_line(self) -> bytes:
         "All that the pixels depend on, as a hash, in one page."
-        digest = hashlib.sha256(repr((self.shape, self.draft, PIL.__version__)).encode())
+        digest = hashlib.sha256(repr((self.shape, self.draft, PIL.__version__, __version__)).encode())
         for path in self.paths:
             found = os.stat(path)
-            digest.update(f"{os.path.relpath(path, self.root)}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{os.path.abspath(path).removeprefix(str(self.root))}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         return f"pytorch_course pictures {digest.hexdigest()}\n".encode().ljust(_HEADER, b"\0")
 
     def _use_file(self, folder: Path | None, budget_bytes: int | None):

@@ -6,7 +6,7 @@
 __all__ = ['CSVLogger', 'watched', 'Watcher', 'EarlyStopping', 'BestWeights', 'GradientAccumulation', 'GradientClipping',
            'LRSchedule', 'LearningRateTest', 'same_randomness', 'find_learning_rate', 'LivePlot']
 
-# %% ../nbs/04a_callbacks.ipynb #0b68fa23
+# %% ../nbs/04a_callbacks.ipynb #a3097578
 import copy
 import csv
 import math
@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from .files import atomic_write
 from .images import new_figure
-from .machine import mixed_precision
+from .machine import batches_on, mixed_precision
 from .training import Callback, Trainer, plot_loss_curves
 
 # %% ../nbs/04a_callbacks.ipynb #6f65277e
@@ -294,7 +294,7 @@ def same_randomness(
         random.setstate(python)
         np.random.set_state(numpy)
 
-# %% ../nbs/04a_callbacks.ipynb #47b788b3
+# %% ../nbs/04a_callbacks.ipynb #12f95418
 def _endless(dataloader: DataLoader) -> Iterator:
     "Batches, over and over again. Raises `ValueError` when there is none."
     while True:
@@ -326,7 +326,7 @@ def find_learning_rate(
     if isinstance(dataloader, DataLoader): dataloader._iterator = None  # living workers belong to the original
     with same_randomness(dataloader, twin.device):
         lrs, losses = np.geomspace(low, high, steps).tolist(), []
-        twin.epoch(_rising(twin, _endless(dataloader), lrs, losses), training=True)
+        twin.epoch(_rising(twin, batches_on(_endless(dataloader), twin.device), lrs, losses), training=True)
     return LearningRateTest(lrs[: len(losses)], losses)
 
 

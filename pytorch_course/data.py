@@ -144,7 +144,7 @@ def guess_channels(
         if not gray: return 3
     return 1
 
-# %% ../nbs/01_data.ipynb #8abe7501
+# %% ../nbs/01_data.ipynb #31c98efd
 class CachedImageFolder(ImageFolder):
     """An `ImageFolder` that decodes each picture once and makes batches in one piece; with the same samples, to the last bit.
 
@@ -165,11 +165,11 @@ class CachedImageFolder(ImageFolder):
     ):
         if type(transform) is not ImageTransform: raise ValueError(f"only what an ImageTransform makes can be kept, not {transform!r}; use ImageFolder")
         super().__init__(root, transform, target_transform)
-        self.augment, self.cached_transform, in_folder = augment, transform, not isinstance(cache, bool)
-        self.cache = ImageCache(
-            [path for path, _ in self.samples], transform, root, keep=in_folder or cache, draft=draft,
-            budget_bytes=0 if in_folder else budget_bytes, cache_dir=cache if in_folder else None,
-        )  # fmt: skip
+        self.augment, self.cached_transform, in_folder = augment, transform, isinstance(cache, str | Path)
+        self.cache_options = dict(keep=bool(cache), draft=draft, budget_bytes=0 if in_folder else budget_bytes, cache_dir=cache if in_folder else None)
+        self.cache = self._new_cache()
+
+    def _new_cache(self) -> ImageCache: return ImageCache([path for path, _ in self.samples], self.cached_transform, self.root, **self.cache_options)
 
     def __getitem__(self, index: int) -> tuple:
         "One sample, `(X, y)`; a negative number counts from the end."
@@ -179,7 +179,7 @@ class CachedImageFolder(ImageFolder):
 
     def __getitems__(self, indices: list[int]) -> Batch | list[tuple]:
         "A whole batch; with `indices.seed`, what is random about it is a function of that seed and the numbers of the samples."
-        if self.transform is not self.cached_transform: return [self[index] for index in indices]
+        if self.transform is not self.cached_transform or type(self).__getitem__ is not CachedImageFolder.__getitem__: return [self[index] for index in indices]
         if self.target_transform is None: targets = torch.tensor([self.samples[index][1] for index in indices])  # the usual case, in a fraction of the time
         else: targets = torch.utils.data.default_collate([self._target(index) for index in indices])
         return Batch(self._pictures(indices), targets)
@@ -190,6 +190,8 @@ class CachedImageFolder(ImageFolder):
 
     def _pictures(self, indices: list[int]) -> torch.Tensor:
         "`(N, C, H, W)`, from bytes to floats all at once."
+        samples, paths = self.samples, self.cache.paths
+        if len(samples) != len(paths) or any(samples[index][0] != paths[index] for index in indices): self.cache = self._new_cache()  # somebody has changed them
         pixels = self.cache.take(indices)
         if self.augment is not None:
             seed = getattr(indices, "seed", None)

@@ -58,7 +58,7 @@ def save_model(
     if path.suffix == ".safetensors": return write_weights_file(path, weights, {"format": _FORMAT, "info": json.dumps(info.to_dict())})
     return write_weights_file(path, {"format": _FORMAT, "info": info.to_dict(), "state_dict": weights})
 
-# %% ../nbs/05_save_load.ipynb #a579f2e2
+# %% ../nbs/05_save_load.ipynb #f5cea693
 def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
     "The model with its weights. They must have the same shapes, which is tried on `meta`, without memory for it; and a picture must give one logit per class name."
     size, names = info.transform.image_size, f"class names: {', '.join(map(str, info.class_names))}"
@@ -67,7 +67,8 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
         except RuntimeError as error: raise ModelFileError(f"{error} ({names})") from None
     model = build_model(info.architecture, **info.arguments).eval()
     model.load_state_dict(weights)
-    tried, device = (model, "cpu") if size <= 512 else (copy.deepcopy(model).to("meta"), "meta")  # computing on `meta` needs no memory, but a second of imports
+    large = size**2 * max((max(tensor.shape, default=1) for tensor in weights.values()), default=1) > 2**27  # numbers in the largest output, at most
+    tried, device = (copy.deepcopy(model).to("meta"), "meta") if large else (model, "cpu")  # computing on `meta` needs no memory, but a second of imports
     with torch.inference_mode(): logits = tried(torch.zeros(1, info.transform.channels, size, size, device=device))
     if logits.shape != (1, len(info.class_names)):
         raise ModelFileError(f"the model gives {tuple(logits.shape)} for one picture, but there are {len(info.class_names)} {names}")

@@ -164,7 +164,7 @@ class Stopwatch(Callback):
         rows = {part: {"ms a step": 1000 * seconds / self.steps, "share": seconds / total} for part, seconds in self.seconds.items()}
         return pandas.DataFrame.from_dict(rows, orient="index")
 
-# %% ../nbs/04d_speed.ipynb #10225440
+# %% ../nbs/04d_speed.ipynb #a459620c
 def _block(in_channels: int, out_channels: int, pool: bool, **shape) -> nn.Sequential:
     "Convolution, perhaps pooling, then what treats each pixel alone."
     layers = [nn.Conv2d(in_channels, out_channels, padding=1, bias=False, **shape)] + [nn.MaxPool2d(2)] * pool
@@ -173,7 +173,7 @@ def _block(in_channels: int, out_channels: int, pool: bool, **shape) -> nn.Seque
 
 @register_model
 class QuickNet(nn.Module):
-    """Four convolutions of about the same cost for pictures of 32 x 32 pixels or more; `(N, input_shape, H, W)` in, logits out; 392,128 parameters by default.
+    """A cheap convolution and three of the same cost, for pictures of 32 x 32 pixels or more; `(N, input_shape, H, W)` in, logits out; 392,128 parameters by default.
 
     What the best-placed pixel of each channel says is what counts (a maximum over all pixels); logits are divided by 8, so that training begins calmly.
     Pooling before normalization and scaled logits are from K. Jordan's airbench, https://arxiv.org/abs/2404.00498.

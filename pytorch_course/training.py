@@ -6,7 +6,7 @@
 __all__ = ['accuracy', 'binary_accuracy', 'mean_absolute_error', 'TopKAccuracy', 'default_metrics', 'EpochMeter', 'run_epoch',
            'train_step', 'test_step', 'Callback', 'Trainer', 'train', 'plot_loss_curves']
 
-# %% ../nbs/04_training.ipynb #840b311b
+# %% ../nbs/04_training.ipynb #f9c7bdac
 import copy
 import math
 import time
@@ -27,7 +27,7 @@ from .checkpoint_folder import CheckpointFolder, ResumeWarning, StopSignals
 from .checkpoints import load_checkpoint
 from .files import bar_options
 from .images import new_figure
-from .machine import Arriving, batches_on, compile_model, kept_memory, mixed_precision, prefers_channels_last, to_device
+from .machine import Arriving, batches_on, compile_model, kept_memory, match_strides, mixed_precision, prefers_channels_last, to_device
 from .replay import ReplayLoader, mix_seed, naming_worker_faults, reseed
 from .weights_files import plain_values
 
@@ -72,7 +72,7 @@ def default_metrics(
     if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}
     return {}
 
-# %% ../nbs/04_training.ipynb #453ad14f
+# %% ../nbs/04_training.ipynb #194c8277
 class EpochMeter:
     "Loss and metrics over an epoch, weighted by samples; nothing leaves the device before `means`."
     def __init__(self, metrics: dict[str, Callable]):
@@ -90,8 +90,9 @@ class EpochMeter:
         self.losses.append(loss.detach().float())
         self.sizes.append(len(y))
         if self.functions:
-            self.waiting.append((logits, y))
-            if len(self.waiting) >= self.group or logits.numel() > 10_000 or len(self.sizes) == 1: self._measure()
+            waits = self.group > 1 and logits.numel() <= 10_000
+            self.waiting.append((logits.clone(), y.clone()) if waits else (logits, y))  # copies, as their memory may be used again
+            if not waits or len(self.waiting) >= self.group or len(self.sizes) == 1: self._measure()
         for metric in self.objects.values(): metric.update(logits, y)
 
     def _measure(self):
@@ -222,7 +223,7 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #c497431d
+# %% ../nbs/04_training.ipynb #3c9ab2e2
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -270,8 +271,11 @@ class _Keeper:
             change = f"the data have changed since {path} was saved: " + ", ".join(f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name])
             if values["batches_done"]: raise ValueError(f"{change}; in the middle of an epoch that cannot be resumed")
             warnings.warn(f"{change}; training goes on, but not as it would have done", ResumeWarning, stacklevel=5)
+        before = {"precision": "fp32", "channels_last": False, "compiled": False} | values["machine"]
+        if before["precision"] != self.trainer.precision: raise ValueError(f"{path} is from a training with precision {before['precision']}, not {self.trainer.precision}")
+        if not self.trainer.settled and not before["channels_last"]: self.trainer._use_format(channels_last=False)
         machine = self._machine()
-        changes = [f"{name} {values['machine'].get(name)}, now {machine[name]}" for name in machine if values["machine"].get(name, machine[name]) != machine[name]]
+        changes = [f"{name} {before.get(name)}, now {machine[name]}" for name in machine if before.get(name) != machine[name]]
         if changes: warnings.warn(f"saved with {'; '.join(changes)}: the last digits may differ from those of an uninterrupted training", ResumeWarning, stacklevel=5)
         if self.trainer.seed not in (None, values["seed"]): raise ValueError(f"{path} is from a training with seed {values['seed']}, not {self.trainer.seed}")
 
@@ -306,6 +310,7 @@ class _Keeper:
         "After the first hooks, which prepare schedules and the like: weights, optimizer, callbacks."
         if not self.found: return
         load_checkpoint(self.found[0], **self._content())
+        match_strides(self.trainer.optimizer)
         for name, parameter in self.trainer.model.named_parameters(): parameter.requires_grad_(name not in self.found[1]["frozen"])
         self.trainer.books_before, self.found = self.found[1]["books"], None
 
@@ -366,7 +371,8 @@ class Trainer:
         self.precision, self.compiled = precision, compile
         self.autocast, self.scaler = mixed_precision(precision, self.device)
         self.channels_last = prefers_channels_last(model, self.device, precision) if channels_last is None else channels_last
-        model.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        self.settled = channels_last is not None or not self.channels_last  # nobody has asked for it: so it must not break the model
+        if self.channels_last or channels_last is False: self._use_format(self.channels_last)
         if compile: compile_model(model, self.device)
         self.metrics = default_metrics(loss_fn) if metrics is None else dict(metrics)
         self.callbacks, self.progress = list(callbacks), progress
@@ -396,7 +402,24 @@ class Trainer:
         if self.seed is not None: reseed(mix_seed(self.seed, *numbers))
 
     def _step(self, X, y):
-        with self.autocast: return self.step(X, y)
+        if not self.settled: self._settle(X)
+        with self.autocast(): return self.step(X, y)
+
+    def _use_format(self, channels_last: bool):
+        self.settled, self.channels_last = self.settled or not channels_last, channels_last
+        with torch.inference_mode(False): self.model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        if self.optimizer is not None: match_strides(self.optimizer)
+
+    def _settle(self, X):
+        "Try channels last on a batch; a model that calls `view` on pictures gets the usual order back."
+        self.settled, devices = True, [self.device] if self.device.type == "cuda" else []
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices), checks.evaluation_mode(self.model), self.autocast():
+            try: self.model(X)
+            except Exception as error:  # others will come again at the first step, and be explained there
+                if "view size is not compatible" not in str(error): return
+                self._use_format(channels_last=False)
+                warnings.warn("the model calls `view` on pictures, which channels last does not allow; it is trained in the usual format, "
+                              "which is slower. To be faster: use `flatten` or `reshape` instead", stacklevel=2)  # fmt: skip
 
     def _first_step(self, X, y):
         "The first batch is looked at closely; what is wrong with it is said before PyTorch stumbles over it."
@@ -513,7 +536,7 @@ class Trainer:
         if not self.trained:
             with tqdm(batches, title, initial=self.batches_done, **bar_options(self.progress)) as bar: self.trained = self._named(0, self.epoch(bar, training=True))
         row = dict(self.trained)
-        if self.valid_dataloader is not None: row |= self._named(1, self.epoch(self._watched(valid_batches), training=False))
+        if self.valid_dataloader is not None: row |= self._named(1, self.epoch(self._watched(batches_on(valid_batches, self.device)), training=False))
         if self.progress:
             shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
             print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
@@ -555,7 +578,9 @@ class Trainer:
             return torch.cat([self._outputs(to_device(X, self.device)).cpu() for X in batches])
 
     def _outputs(self, X) -> torch.Tensor:
-        with self.autocast: return self.model(X).float()
+        if not self.settled: self._settle(X)
+        with self.autocast(): outputs = self.model(X)
+        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
     def overfit_one_batch(self, dataloader: DataLoader, steps: int = 100) -> list[float]:
         """A self-test: train a copy on a single batch and return the losses, which should fall close to zero.

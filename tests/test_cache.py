@@ -1,4 +1,5 @@
 """The store of decoded pictures with several processes: workers, two programs at once, one that is killed; and exact resume with it."""
+
 import os
 import shutil
 import signal
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate, random_split
 
-from pytorch_course.cache import ImageCache, RandomFlipCrop, available_memory, collate_batch, mix_seeds
+from pytorch_course import cache
+from pytorch_course.cache import ImageCache, RandomFlipCrop, available_memory, collate_batch, mix_seeds, usable_cores
 from pytorch_course.data import CachedImageFolder, ImageFolder, create_dataloaders
 from pytorch_course.images import ImageError, ImageTransform
 from pytorch_course.replay import Indices, ReplayLoader, mix_seed
@@ -355,3 +357,30 @@ def test_flip_and_crop_are_fast():
         augment(X, seeds)
         times.append(time.perf_counter() - start)
     assert min(times) / 64 < 10e-6  # 2.5 on a machine that does nothing else
+
+
+def test_ctrl_c_leaves_no_decoding_process(monkeypatch):
+    parent, forked, fork = os.getpid(), [], os.fork
+    monkeypatch.setattr(os, "fork", lambda: forked.append(fork()) or forked[-1])
+
+    def work(number):
+        if os.getpid() == parent: raise KeyboardInterrupt
+        time.sleep(60)
+
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt): cache._in_forks(work, list(range(8)), processes=3)
+    assert time.perf_counter() - start < 20
+    assert len(forked) == 2
+    for child in forked:
+        with pytest.raises(ProcessLookupError): os.kill(child, 0)
+
+
+def test_decoding_looks_ahead_by_what_was_asked_for(pictures):
+    store = ImageCache(paths_of(pictures / "train"), TRANSFORM, pictures / "train")
+    filled = []
+    for numbers in ([0, 1], [2], [3, 4], [88, 89]):
+        store.take(numbers)
+        filled.append(int(store.filled.sum()))
+    assert filled[:2] == [2, 3]  # the first batch, and a single picture: nothing else
+    assert filled[2] == 3 + 2 + (4 * 5 if usable_cores() > 1 else 0)
+    assert store.filled[[88, 89]].all()
