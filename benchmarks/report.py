@@ -142,8 +142,8 @@ def plot_growth(growth: dict, path: Path):
     for ax, name, column, label in lines:
         points = [(row[0], row[column]) for row in rows if row[1] == name]
         if points: ax.plot(*zip(*points), "o-" if name == "ours" else "s--", markersize=4, label=label)
-    for ax, what in zip(axes, ("time per picture (us)", "peak memory (MiB)")):
-        ax.set(xlabel="training pictures", ylabel=what, xscale="log", ylim=(0, None))
+    for ax, title, what in zip(axes, ("A steady epoch of W3", "Memory while training"), ("time per picture (us)", "peak memory (MiB)")):
+        ax.set(title=title, xlabel="training pictures", ylabel=what, xscale="log", ylim=(0, None))
         ax.set_xticks([int(size) for size in growth], [f"{int(size):,}" for size in growth])
         ax.minorticks_off()
         ax.grid(alpha=0.3)

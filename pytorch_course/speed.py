@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Timings', 'in_turns', 'Stopwatch', 'QuickNet', 'train_quickly']
 
-# %% ../nbs/04d_speed.ipynb #03b81bb0
+# %% ../nbs/04d_speed.ipynb #67391125
 import math
 import statistics
 import time
@@ -20,7 +20,6 @@ from .cache import RandomFlipCrop
 from .callbacks import LRSchedule
 from .data import create_dataloaders
 from .images import ImageTransform
-from .model import register_model
 from .training import Callback, Trainer
 
 # %% ../nbs/04d_speed.ipynb #c074c294
@@ -164,14 +163,13 @@ class Stopwatch(Callback):
         rows = {part: {"ms a step": 1000 * seconds / self.steps, "share": seconds / total} for part, seconds in self.seconds.items()}
         return pandas.DataFrame.from_dict(rows, orient="index")
 
-# %% ../nbs/04d_speed.ipynb #a459620c
+# %% ../nbs/04d_speed.ipynb #1031558e
 def _block(in_channels: int, out_channels: int, pool: bool, **shape) -> nn.Sequential:
     "Convolution, perhaps pooling, then what treats each pixel alone."
     layers = [nn.Conv2d(in_channels, out_channels, padding=1, bias=False, **shape)] + [nn.MaxPool2d(2)] * pool
     return nn.Sequential(*layers, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-@register_model
 class QuickNet(nn.Module):
     """A cheap convolution and three of the same cost, for pictures of 32 x 32 pixels or more; `(N, input_shape, H, W)` in, logits out; 392,128 parameters by default.
 
