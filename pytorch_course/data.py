@@ -198,7 +198,7 @@ class CachedImageFolder(ImageFolder):
             pixels = self.augment(pixels, None if seed is None else mix_seeds(seed, np.array(indices)))
         return self.transform.to_float(pixels)
 
-# %% ../nbs/01_data.ipynb #72d9b161
+# %% ../nbs/01_data.ipynb #093bb890
 def _same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list[str]:
     "The class names of both data sets. Raises `ValueError` when they differ."
     missing = sorted(set(train_dataset.classes) - set(test_dataset.classes))
@@ -243,7 +243,7 @@ def create_dataloaders(
     train_dataset = _image_folder(train_dir, transform, cache, draft, augment)
     test_dataset = _image_folder(test_dir, test_transform or transform, cache, draft)
     class_names = _same_classes(train_dataset, test_dataset)
-    if num_workers is None: num_workers = suggest_workers(cached=cache is not False and type(transform) is ImageTransform)
+    if num_workers is None: num_workers = suggest_workers(cached=bool(cache) and type(transform) is ImageTransform)
     options = dict(
         batch_size=batch_size,
         num_workers=num_workers,

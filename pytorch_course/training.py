@@ -223,7 +223,7 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in hooks:
                 raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
 
-# %% ../nbs/04_training.ipynb #3c9ab2e2
+# %% ../nbs/04_training.ipynb #ad228563
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -588,7 +588,7 @@ class Trainer:
         If they do not, look for a bug before you look for more data. Model and optimizer stay as they are.
         """
         model, optimizer = copy.deepcopy((self.model, self.optimizer))  # together, so that the one refers to the other
-        options = dict(device=self.device, silence=self.silence, progress=False, precision=self.precision, channels_last=self.channels_last)
+        options = dict(device=self.device, silence=self.silence, progress=False, precision=self.precision, channels_last=self.channels_last if self.settled else None)
         trainer = type(self)(model, self.loss_fn, optimizer, {}, **options)
         batch = next(iter(dataloader))
         return [trainer.epoch([batch], training=True)["loss"] for _ in range(steps)]

@@ -41,7 +41,8 @@ def test_a_model_with_view_is_trained_in_the_usual_format():
     assert chosen.channels_last is False and torch.equal(weights(plain.model), weights(chosen.model))
 
 
-@pytest.mark.parametrize("use", ["evaluate", "predict"])
+@pytest.mark.filterwarnings("ignore:the model calls")  # a copy that was tried tells nothing to the original
+@pytest.mark.parametrize("use", ["evaluate", "predict", "overfit_one_batch"])
 def test_a_model_with_view_is_measured_and_then_trained(use):
     some = trainer()
     with pytest.warns(UserWarning, match="use `flatten` or `reshape`"): getattr(some, use)(DataLoader(DATA, 8))
