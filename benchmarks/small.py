@@ -30,7 +30,7 @@ def _memory() -> int:
 
 
 def _cache(folder: str, image_size: str) -> dict:
-    from pytorch_course.cache import ImageCache
+    from pytorch_course.image_cache import ImageCache
     from pytorch_course.images import ImageTransform
 
     paths, transform = sorted(path for path in Path(folder).rglob("*.*") if path.is_file()), ImageTransform(int(image_size))
@@ -57,7 +57,7 @@ def measure_cache(
 def _flip_crop(repeats: str, threads: str) -> dict:
     import torch
     from PIL import Image
-    from pytorch_course.cache import RandomFlipCrop
+    from pytorch_course.image_cache import RandomFlipCrop
     from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 
     torch.set_num_threads(int(threads))

@@ -24,16 +24,16 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's 
 # ---------------------------------------------------------------- the recipes: each yields `(seconds, accuracy)` after every epoch
 
 def ours(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iterator[tuple[float, float]]:
-    "`train_quickly` as it is; ends by itself."
+    "`train_cifar10_quickly` as it is; ends by itself."
     from pytorch_course.callbacks import Callback
-    from pytorch_course.speed import train_quickly
+    from pytorch_course.timing import train_cifar10_quickly
     import pandas  # noqa: F401  `fit` imports it
 
     class Report(Callback):
         def after_epoch(self, trainer): done.append((time.perf_counter() - start, trainer.history[-1]["valid_acc"]))
 
     done, start = [], time.perf_counter()
-    train_quickly(train_dir, test_dir, seed=seed, callbacks=[Report()])
+    train_cifar10_quickly(train_dir, test_dir, seed=seed, callbacks=[Report()])
     yield from done
 
 
@@ -44,7 +44,7 @@ def standard(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iter
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-    from pytorch_course.speed import QuickNet
+    from pytorch_course.timing import QuickNet
 
     torch.manual_seed(seed)
     model, start = QuickNet(), time.perf_counter()

@@ -114,11 +114,11 @@ def _run_folder(path: Path) -> Iterator[Path]:
 # %% ../nbs/06_going_modular.ipynb #710cd486
 def _classifier(name: str):
     "A model class that gives one logit per class. Raises `ValueError` for others."
-    from pytorch_course.model import list_models, model_class
+    from pytorch_course.model import list_models, get_model_class
     is_classifier = lambda cls: "output_shape" in inspect.signature(cls).parameters
-    cls = model_class(name)
+    cls = get_model_class(name)
     if not is_classifier(cls):
-        fitting = ", ".join(name for name in list_models() if is_classifier(model_class(name)))
+        fitting = ", ".join(name for name in list_models() if is_classifier(get_model_class(name)))
         raise ValueError(f"{name} does not classify pictures; choose one of {fitting}")
     return cls
 
@@ -171,7 +171,7 @@ def _prepare(args: argparse.Namespace):
     from pytorch_course import data, images, model as models
     cls = _classifier(args.model)
     train_dir, test_dir, name = _data_folders(args)
-    channels = data.guess_channels(data.ImageFolder(train_dir))
+    channels = data.infer_channels(data.ImageFolder(train_dir))
     image_size = args.image_size or inspect.signature(cls).parameters["image_size"].default
     transform = images.ImageTransform(image_size=image_size, channels=channels)
     *loaders, class_names = data.create_dataloaders(train_dir, test_dir, transform, args.batch_size, args.num_workers, seed=args.seed, cache=not args.no_cache, draft=args.draft)
@@ -222,7 +222,7 @@ def _run_of(args: argparse.Namespace, name: str, architecture: str):
 def _speed(args: argparse.Namespace, loaders: list, model, device) -> str:
     "What this run does to be fast, in a few words."
     import torch
-    from pytorch_course.machine import prefers_channels_last
+    from pytorch_course.performance import prefers_channels_last
     caches = [cache for loader in loaders if (cache := getattr(loader.dataset, "cache", None)) and cache.pixels is not None]
     place = " and ".join(sorted({"files" if cache.path else "memory" for cache in caches}, reverse=True))
     once = f"once ({sum(cache.nbytes for cache in caches) / 1e6:,.1f} MB in {place})"
@@ -262,9 +262,9 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
 def _train(args: argparse.Namespace):
     "Get the data, train, save, and say what to do next."
     import torch
-    from pytorch_course import cache, model as models, save_load, tensors, training
+    from pytorch_course import image_cache, model as models, save_load, tensors, training
     args = _settings(args)
-    torch.set_num_threads(min(torch.get_num_threads(), cache.usable_cores()))
+    torch.set_num_threads(min(torch.get_num_threads(), cache.cpu_count()))
     device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     name, loaders, class_names, transform, model, arguments = _prepare(args)
@@ -458,7 +458,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         too_large = isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error)
-        known = too_large or not isinstance(error, RuntimeError) or type(error).__name__ == "WorkerError"
+        known = too_large or not isinstance(error, RuntimeError) or type(error).__name__ == "DataLoaderWorkerError"
         if not known: raise  # a bug, and its traceback is welcome
         advice = "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
         print(f"pytorch-course {args.command}: error: {advice if too_large else _one_line(error)}", file=sys.stderr)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['register_model', 'LinearRegressionModel', 'LinearRegressionModelV2', 'NeuralNetwork', 'count_parameters', 'TinyVGG',
-           'Cifar10Net', 'Net', 'list_models', 'model_class', 'build_model', 'summary']
+           'Cifar10Net', 'Net', 'list_models', 'get_model_class', 'build_model', 'summary']
 
 # %% ../nbs/02_model.ipynb #4385a135
 import inspect
@@ -16,11 +16,11 @@ _MODELS: dict[str, type[nn.Module]] = {}
 
 
 def register_model(
-    model_class: type[nn.Module],  # its name in lower case becomes the name for `build_model`
+    get_model_class: type[nn.Module],  # its name in lower case becomes the name for `build_model`
 ) -> type[nn.Module]:  # the same class, so that this works as a decorator
     "Make a model class known to `build_model`; works for your own classes too."
-    _MODELS[model_class.__name__.lower()] = model_class
-    return model_class
+    _MODELS[get_model_class.__name__.lower()] = get_model_class
+    return get_model_class
 
 # %% ../nbs/02_model.ipynb #39c1b9d4
 @register_model
@@ -165,7 +165,7 @@ def list_models() -> list[str]:
     return sorted(_MODELS)
 
 
-def model_class(
+def get_model_class(
     name: str,  # one of `list_models()`; case, hyphens and underscores are ignored
 ) -> type[nn.Module]:  # the class
     "The class behind a name. Raises `ValueError` listing the known names."
@@ -178,7 +178,7 @@ def build_model(
     **kwargs,  # arguments of the class, for example `input_shape=3, hidden_units=10, output_shape=3`
 ) -> nn.Module:  # with fresh random weights, on the CPU, in training mode
     "Build a model from its name. Raises `ValueError` for an unknown name, or for arguments that it does not take or lacks."
-    cls = model_class(name)
+    cls = get_model_class(name)
     signature = inspect.signature(cls)
     try: signature.bind(**kwargs)
     except TypeError as error: raise ValueError(f"{cls.__name__}{signature}: {error}") from None

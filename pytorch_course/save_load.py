@@ -15,7 +15,7 @@ from torch import nn
 from . import __version__
 from .images import ImageTransform, open_image
 from .model import build_model
-from .weights_files import ModelFileError, naming_the_file, read_weights_file, write_weights_file
+from .weights_files import ModelFileError, explain_file_errors, read_weights_file, write_weights_file
 
 # %% ../nbs/05_save_load.ipynb #b98d7e8b
 @dataclass
@@ -85,7 +85,7 @@ def load_model(
     """
     path = Path(path)
     if path.is_dir(): path /= "model.pt"
-    with naming_the_file(path):
+    with explain_file_errors(path):
         content = read_weights_file(path)
         if content.get("format") != _FORMAT:
             raise ModelFileError("weights without a description; give save_model an info, or build the model and load_state_dict")

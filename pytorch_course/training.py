@@ -23,13 +23,13 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 from . import checks
-from .checkpoint_folder import CheckpointFolder, ResumeWarning, StopSignals
-from .checkpoints import load_checkpoint
-from .files import bar_options
-from .images import new_figure
-from .machine import Arriving, batches_on, compile_model, kept_memory, match_strides, mixed_precision, prefers_channels_last, to_device
-from .replay import ReplayLoader, mix_seed, naming_worker_faults, reseed
-from .weights_files import plain_values
+from .checkpoints import CheckpointManager, ResumeWarning, GracefulShutdown
+from .checkpoint_files import load_checkpoint
+from .files import progress_bar_options
+from .images import subplots
+from .performance import AsyncScalar, prefetch_to_device, compile_model, keep_freed_memory, match_memory_format, autocast_and_scaler, prefers_channels_last, to_device
+from .reproducibility import SeededDataLoader, derive_seed, explain_worker_errors, seed_generators
+from .weights_files import to_plain_values
 
 # %% ../nbs/04_training.ipynb #7bba91d7
 def accuracy(
@@ -148,8 +148,8 @@ def run_epoch(
 ) -> dict[str, float]:  # means over all samples, `{"loss": ..., <metric>: ...}`
     "The one loop: training and testing both run through it."
     model.train(update is not None)
-    with nullcontext() if update else torch.inference_mode(), naming_worker_faults():
-        for X, y in batches_on(dataloader, device):
+    with nullcontext() if update else torch.inference_mode(), explain_worker_errors():
+        for X, y in prefetch_to_device(dataloader, device):
             loss, logits = step(X, y)
             meter.add(loss, logits, y)
             if update: update(loss)
@@ -247,9 +247,9 @@ _COUNTERS = ("seed", "epochs_done", "batches_done", "steps", "stop", "history", 
 
 class _Keeper:
     "Saves where a training stands, finds it again, and listens to signals meanwhile."
-    def __init__(self, trainer: "Trainer", folder: str | Path | CheckpointFolder, resume: bool):
-        self.trainer, self.signals = trainer, StopSignals()
-        self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
+    def __init__(self, trainer: "Trainer", folder: str | Path | CheckpointManager, resume: bool):
+        self.trainer, self.signals = trainer, GracefulShutdown()
+        self.folder = folder if isinstance(folder, CheckpointManager) else CheckpointManager(folder)
         self.folder.prepare(resume)
         self.found = self.folder.newest() if resume else None
         self.data = _describe_data(trainer.train_dataloader)
@@ -293,8 +293,8 @@ class _Keeper:
     def check_content(self):
         "Better now than at the first checkpoint: can everything be saved, and are the callbacks those of the checkpoint?"
         content, trainer = self._content(), self.trainer
-        for name, thing in content["schedulers"].items(): plain_values(thing.state_dict(), name)
-        for name, metric in EpochMeter(trainer.metrics).state_dict()["objects"].items(): plain_values(metric, f"metric {name}")
+        for name, thing in content["schedulers"].items(): to_plain_values(thing.state_dict(), name)
+        for name, metric in EpochMeter(trainer.metrics).state_dict()["objects"].items(): to_plain_values(metric, f"metric {name}")
         names = sorted(content["schedulers"].keys() - {"scaler"})
         if self.found and names != self.found[1]["callbacks"]:
             raise ValueError(f"the callbacks differ: {self.found[0]} was saved with {', '.join(self.found[1]['callbacks']) or 'none'}, now there are {', '.join(names) or 'none'}")
@@ -310,7 +310,7 @@ class _Keeper:
         "After the first hooks, which prepare schedules and the like: weights, optimizer, callbacks."
         if not self.found: return
         load_checkpoint(self.found[0], **self._content())
-        match_strides(self.trainer.optimizer)
+        match_memory_format(self.trainer.optimizer)
         for name, parameter in self.trainer.model.named_parameters(): parameter.requires_grad_(name not in self.found[1]["frozen"])
         self.trainer.books_before, self.found = self.found[1]["books"], None
 
@@ -369,7 +369,7 @@ class Trainer:
         self.device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
         self.model, self.loss_fn, self.optimizer = model.to(self.device), loss_fn, optimizer
         self.precision, self.compiled = precision, compile
-        self.autocast, self.scaler = mixed_precision(precision, self.device)
+        self.autocast, self.scaler = autocast_and_scaler(precision, self.device)
         self.channels_last = prefers_channels_last(model, self.device, precision) if channels_last is None else channels_last
         self.settled = channels_last is not None or not self.channels_last  # nobody has asked for it: so it must not break the model
         if self.channels_last or channels_last is False: self._use_format(self.channels_last)
@@ -399,7 +399,7 @@ class Trainer:
         return self._first_step(*self.batch) if self.steps == 0 else self._step(*self.batch)
 
     def _reseed(self, *numbers: int):
-        if self.seed is not None: reseed(mix_seed(self.seed, *numbers))
+        if self.seed is not None: seed_generators(derive_seed(self.seed, *numbers))
 
     def _step(self, X, y):
         if not self.settled: self._settle(X)
@@ -408,7 +408,7 @@ class Trainer:
     def _use_format(self, channels_last: bool):
         self.settled, self.channels_last = self.settled or not channels_last, channels_last
         with torch.inference_mode(False): self.model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        if self.optimizer is not None: match_strides(self.optimizer)
+        if self.optimizer is not None: match_memory_format(self.optimizer)
 
     def _settle(self, X):
         "Try channels last on a batch; a model that calls `view` on pictures gets the usual order back."
@@ -429,7 +429,7 @@ class Trainer:
             with checks.evaluation_mode(self.model), torch.no_grad(): checks.check_outputs(self.model(X), y, self.loss_fn, self.silence)
             raise
         checks.check_outputs(logits, y, self.loss_fn, self.silence)
-        checks.check_head(logits, getattr(self.train_dataloader, "dataset", None), self.silence)
+        checks.check_num_classes(logits, getattr(self.train_dataloader, "dataset", None), self.silence)
         return loss, logits
 
     def _update(self, loss):
@@ -451,7 +451,7 @@ class Trainer:
         "On a CPU, this loss; on other devices, which nobody shall wait for, every 50 steps the one that was asked for 50 steps ago."
         if self.device.type == "cpu": return math.isfinite(loss.item())
         if self.steps % 50: return True
-        number, self.arriving = self.arriving and self.arriving.value(), Arriving(loss)
+        number, self.arriving = self.arriving and self.arriving.value(), AsyncScalar(loss)
         return number is None or math.isfinite(number)
 
     def epoch(self, dataloader: DataLoader, training: bool) -> dict[str, float]:
@@ -459,7 +459,7 @@ class Trainer:
         self.meter = EpochMeter(self.metrics)
         if not training:
             means = run_epoch(self.model, dataloader, self.device, self.meter, self._step)
-            checks.check_mode(self.model, self.silence)
+            checks.check_eval_mode(self.model, self.silence)
             return means
         self.books, before, self.books_before = self.meter, self.books_before, None
         if before: self.books.load_state_dict(before)
@@ -467,7 +467,7 @@ class Trainer:
         means = run_epoch(self.model, dataloader, self.device, self.meter, self._train_step, self._update)
         losses = torch.stack(self.meter.losses)
         if self.batch: checks.check_finite(losses, self.steps - len(losses) + 1, self.model, self.batch[0], self.silence)
-        checks.check_losses(losses, self.silence)
+        checks.check_constant_loss(losses, self.silence)
         return means
 
     def fit(
@@ -476,14 +476,14 @@ class Trainer:
         train_dataloader: DataLoader,  # batches `(X, y)` to learn from
         valid_dataloader: DataLoader | None = None,  # batches `(X, y)` to measure with, after every epoch
         *,
-        checkpoint_dir: str | Path | CheckpointFolder | None = None,  # folder for checkpoints; a `CheckpointFolder` says how often and how many
+        checkpoint_dir: str | Path | CheckpointManager | None = None,  # folder for checkpoints; a `CheckpointManager` says how often and how many
         resume: bool = False,  # go on from the newest checkpoint there, if there is one
         seed: int | None = None,  # order, augmentation and dropout follow from it alone; `None`: the loaders' own draws or, with checkpoints, PyTorch's seed
     ):  # a pandas DataFrame with a row per epoch, also those of earlier calls
         """Override point: train for a number of epochs.
 
         With a `checkpoint_dir`, Ctrl-C and SIGTERM finish the step and save, and a resumed training ends with the very weights and numbers of one that was
-        never interrupted, for any number of workers (see `ReplayLoader` for the loaders that this holds for). Raises `ValueError` without an optimizer, for a negative number of epochs and for data or a model that
+        never interrupted, for any number of workers (see `SeededDataLoader` for the loaders that this holds for). Raises `ValueError` without an optimizer, for a negative number of epochs and for data or a model that
         the checkpoint does not fit, `CheckpointError` when it cannot save, and `TrainingError` for what `pytorch_course.checks` finds.
         """
         import pandas  # here, so that importing this module stays fast
@@ -494,13 +494,13 @@ class Trainer:
         if self.optimizer is None: raise ValueError("fit needs an optimizer: Trainer(model, loss_fn, optimizer)")
         if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
         if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir, the folder with the checkpoints")
-        checks.check_loaders(train_dataloader, valid_dataloader, self.silence)
+        checks.check_dataloaders(train_dataloader, valid_dataloader, self.silence)
         self.epochs, self.train_dataloader, self.valid_dataloader, self.stop = epochs, train_dataloader, valid_dataloader, False
         self.epochs_done, self.batches_done, self.seed, self.keeper = 0, 0, seed, None
         self.trained = self.books_before = None
         if checkpoint_dir is not None: self.keeper = _Keeper(self, checkpoint_dir, resume)
         try:
-            with kept_memory(): self._fit_kept() if self.keeper else self._fit_epochs()
+            with keep_freed_memory(): self._fit_kept() if self.keeper else self._fit_epochs()
         finally:
             self.call("after_fit")
             self.keeper = None  # the two know each other; apart, they are freed at once
@@ -522,7 +522,7 @@ class Trainer:
             self.keeper.check_content()
             self.keeper.restore_content()
         batches, valid_batches = self.train_dataloader, self.valid_dataloader
-        if self.seed is not None: batches, valid_batches = ReplayLoader(batches, self.seed), ReplayLoader(valid_batches, mix_seed(self.seed, _VALIDATION))
+        if self.seed is not None: batches, valid_batches = SeededDataLoader(batches, self.seed), SeededDataLoader(valid_batches, derive_seed(self.seed, _VALIDATION))
         try:
             while self.epochs_done < self.epochs and not self.stop: self._fit_epoch(batches, valid_batches)
         finally:
@@ -534,9 +534,9 @@ class Trainer:
         if self.seed is not None: batches.start(len(self.history), self.batches_done), valid_batches.start(len(self.history))
         if not self.batches_done: self._before_epoch()
         if not self.trained:
-            with tqdm(batches, title, initial=self.batches_done, **bar_options(self.progress)) as bar: self.trained = self._named(0, self.epoch(bar, training=True))
+            with tqdm(batches, title, initial=self.batches_done, **progress_bar_options(self.progress)) as bar: self.trained = self._named(0, self.epoch(bar, training=True))
         row = dict(self.trained)
-        if self.valid_dataloader is not None: row |= self._named(1, self.epoch(self._watched(batches_on(valid_batches, self.device)), training=False))
+        if self.valid_dataloader is not None: row |= self._named(1, self.epoch(self._watched(prefetch_to_device(valid_batches, self.device)), training=False))
         if self.progress:
             shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
             print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
@@ -573,7 +573,7 @@ class Trainer:
         if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
             warnings.warn("this dataloader shuffles, so predictions will not be in the order of the files; use shuffle=False", stacklevel=2)
         self.model.eval()
-        with torch.inference_mode(), naming_worker_faults():
+        with torch.inference_mode(), explain_worker_errors():
             batches = (batch[0] if isinstance(batch, (list, tuple)) else batch for batch in dataloader)
             return torch.cat([self._outputs(to_device(X, self.device)).cpu() for X in batches])
 
@@ -603,7 +603,7 @@ def train(
     epochs: int,  # passes over the training data; with `resume`, those before the interruption count
     device: str | torch.device,  # where to compute
     *,
-    checkpoint_dir: str | Path | CheckpointFolder | None = None,  # as in `Trainer.fit`, likewise the next two
+    checkpoint_dir: str | Path | CheckpointManager | None = None,  # as in `Trainer.fit`, likewise the next two
     resume: bool = False,  # go on from the newest checkpoint there, if there is one
     seed: int | None = None,  # order, augmentation and dropout follow from it alone
     progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
@@ -627,7 +627,7 @@ def plot_loss_curves(
     if not epochs: raise ValueError("no epochs to plot")
     has_accuracy = any(acc == acc for acc in results.get("train_acc", []))  # NaN is not equal to itself
     kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + has_accuracy]
-    figure, axes = new_figure(1, len(kinds), figsize=(3.6 * len(kinds), 2.8))
+    figure, axes = subplots(1, len(kinds), figsize=(3.6 * len(kinds), 2.8))
     for ax, (kind, title) in zip(axes.flat, kinds):
         for split, style in (("train", "o-"), ("test", "s--"), ("valid", "s--")):
             if f"{split}_{kind}" in results: ax.plot(epochs, results[f"{split}_{kind}"], style, markersize=3, label=split)

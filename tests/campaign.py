@@ -20,8 +20,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from small_training import fit  # noqa: E402
 
-from pytorch_course.checkpoint_folder import CheckpointFolder  # noqa: E402
-from pytorch_course.checkpoints import load_checkpoint  # noqa: E402
+from pytorch_course.checkpoints import CheckpointManager  # noqa: E402
+from pytorch_course.checkpoint_files import load_checkpoint  # noqa: E402
 from pytorch_course.files import atomic_write  # noqa: E402
 from pytorch_course.training import Callback  # noqa: E402
 
@@ -51,7 +51,7 @@ def in_child(work):
 def train(run, num_workers, every_steps, keep=2):
     "Train to the end, or go on; then write what came out, in one step, as a marker that may be trusted."
     # by steps alone, not by time: so that the calls are the same each time
-    result = fit(CheckpointFolder(run / "checkpoints", every_steps=every_steps, keep=keep, budget=1e-9), num_workers, [Ballast()], resume=True)
+    result = fit(CheckpointManager(run / "checkpoints", every_steps=every_steps, keep=keep, budget=1e-9), num_workers, [Ballast()], resume=True)
     with atomic_write(run / "result") as temporary: temporary.write_text(repr(result))
 
 
@@ -63,7 +63,7 @@ def ended(child):
 def unreadable(run):
     "Checkpoints that cannot be read, of all that are there."
     bad = []
-    for path in CheckpointFolder(run / "checkpoints").paths():
+    for path in CheckpointManager(run / "checkpoints").paths():
         try: assert load_checkpoint(path, models={}, training=False)["steps"] == int(path.stem.removeprefix("step-"))
         except Exception as error: bad.append(f"{path.name}: {error}")
     return bad
@@ -172,7 +172,7 @@ def crash_points(place, every_steps=17, resume_after_writes=15):
         calls = (run / "log").read_text().split()
         figures["kills"] += 1
         figures["unreadable"] += len(unreadable(run))
-        figures["lost"] += calls.count("replace") > 1 and not CheckpointFolder(run / "checkpoints").paths()
+        figures["lost"] += calls.count("replace") > 1 and not CheckpointManager(run / "checkpoints").paths()
         if calls[-1] != "write" or number % resume_after_writes == 0:
             assert ended(in_child(lambda: train(run, 0, every_steps))) == 0
             figures["resumed"] += 1

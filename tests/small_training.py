@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 
-from pytorch_course.callbacks import BestWeights, EarlyStopping, GradientAccumulation, GradientClipping, LRSchedule
+from pytorch_course.callbacks import BestWeights, EarlyStopping, GradientAccumulation, GradientClipping, LRScheduler
 from pytorch_course.training import Trainer
 
 SAMPLES, BATCH_SIZE, EPOCHS = 44, 4, 3  # 11 batches an epoch
@@ -33,7 +33,7 @@ def make_trainer(extra=(), seed=0):
     torch.manual_seed(seed)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    schedule = LRSchedule(partial(OneCycleLR, max_lr=0.02, total_steps=100), per="batch")
+    schedule = LRScheduler(partial(OneCycleLR, max_lr=0.02, total_steps=100), per="batch")
     callbacks = [GradientAccumulation(2), GradientClipping(1.0), schedule, EarlyStopping(patience=50), BestWeights(), *extra]
     return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, silence=("random_validation", "overlap"), progress=False)
 

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate, random_split
 
-from pytorch_course import cache
-from pytorch_course.cache import ImageCache, RandomFlipCrop, available_memory, collate_batch, mix_seeds, usable_cores
+from pytorch_course import image_cache
+from pytorch_course.image_cache import ImageCache, RandomFlipCrop, available_memory, collate_batch, derive_seeds, cpu_count
 from pytorch_course.data import CachedImageFolder, ImageFolder, create_dataloaders
 from pytorch_course.images import ImageError, ImageTransform
-from pytorch_course.replay import Indices, ReplayLoader, mix_seed
+from pytorch_course.reproducibility import SeededIndices, SeededDataLoader, derive_seed
 from pytorch_course.training import Callback, Trainer
 
 TRANSFORM = ImageTransform(image_size=16, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -141,7 +141,7 @@ def test_budget_chooses_and_says(pictures, capsys):
 def test_second_program_decodes_nothing(pictures, monkeypatch):
     pixels = in_a_file(pictures).fill().take(range(90))
     assert hidden(pictures) == [STORE]
-    monkeypatch.setattr("pytorch_course.cache.open_image", None)
+    monkeypatch.setattr("pytorch_course.image_cache.open_image", None)
     again = in_a_file(pictures)
     assert again.complete and torch.equal(again.take(range(90)), pixels)
 
@@ -160,7 +160,7 @@ def test_changed_files_invalidate(pictures, change):
     if change == "empty": store.write_bytes(b"")
     cache = in_a_file(pictures)
     assert not cache.complete
-    expected = torch.stack([TRANSFORM.to_pixels(Image.open(path).convert("RGB")) for path in paths_of(pictures / "train")])
+    expected = torch.stack([TRANSFORM.resize(Image.open(path).convert("RGB")) for path in paths_of(pictures / "train")])
     assert torch.equal(cache.fill().take(range(len(cache))), expected)
     assert in_a_file(pictures).complete and hidden(pictures) == [STORE]
 
@@ -201,7 +201,7 @@ def test_without_a_place_it_decodes_each_time(pictures, capsys, monkeypatch):
 
 PROGRAM = """
 import hashlib, sys, time
-from pytorch_course import cache
+from pytorch_course import image_cache
 from pytorch_course.data import CachedImageFolder
 from pytorch_course.images import ImageTransform
 slowly, read = float(sys.argv[2]), cache.open_image
@@ -253,7 +253,7 @@ def test_ended_by_an_error_leaves_nothing(pictures):
 
 MEMORY = """
 import sys
-from pytorch_course.cache import ImageCache
+from pytorch_course.image_cache import ImageCache
 from pytorch_course.images import ImageTransform
 def now(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
@@ -286,14 +286,14 @@ def test_mix_seeds_is_mix_seed():
     rng = np.random.default_rng(0)
     for seed in [0, 1, 2**32 - 1, 2**63 + 11, *map(int, rng.integers(0, 2**63, 20))]:
         numbers = np.array([0, 1, 5, 2**31, 2**40, *rng.integers(0, 2**62, 50)])
-        assert mix_seeds(seed, numbers).tolist() == [mix_seed(seed, int(number)) for number in numbers]
-        assert mix_seeds(seed, numbers, 3).tolist() == [mix_seed(seed, int(number), 3) for number in numbers]
+        assert derive_seeds(seed, numbers).tolist() == [derive_seed(seed, int(number)) for number in numbers]
+        assert derive_seeds(seed, numbers, 3).tolist() == [derive_seed(seed, int(number), 3) for number in numbers]
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_number(original):
     dataset = CachedImageFolder(original / "train", TRANSFORM, augment=RandomFlipCrop(2))
     def chosen(seed, numbers):
-        indices = Indices(numbers)
+        indices = SeededIndices(numbers)
         indices.seed = seed
         return collate_batch(dataset.__getitems__(indices))[0]
     assert torch.equal(chosen(7, [3, 50, 8]), chosen(7, [8, 3, 9, 50])[[1, 3, 0]])
@@ -301,7 +301,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_number(original):
 
     def epochs(num_workers, batch_size, first=0, **kwargs):
         loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=num_workers, collate_fn=collate_batch, **kwargs)
-        replay = ReplayLoader(loader, 5)
+        replay = SeededDataLoader(loader, 5)
         return [batches(replay.start(epoch, first)) for epoch in range(3)]
 
     expected = epochs(0, 16)
@@ -309,7 +309,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_number(original):
     for found, whole in zip(epochs(0, 16, first=2), expected): assert_same(found, whole[2:])
     assert torch.equal(torch.cat([X for X, _ in epochs(0, 11)[1]]), torch.cat([X for X, _ in expected[1]]))  # other batches, same pictures
     plain = DataLoader(CachedImageFolder(original / "train", TRANSFORM, augment=RandomFlipCrop(2), cache=False), 16, shuffle=True, collate_fn=collate_batch)
-    assert_same(batches(ReplayLoader(plain, 5).start(1)), expected[1])
+    assert_same(batches(SeededDataLoader(plain, 5).start(1)), expected[1])
 
 
 class Stop(Exception): pass
@@ -342,8 +342,8 @@ def test_training_is_the_same_with_and_without(original, uninterrupted, tmp_path
 
 @pytest.mark.parametrize("before, after, stop", [(0, 2, 4), (2, 0, 9), (0, 0, 13)])
 def test_exact_resume_in_the_middle_of_an_epoch(pictures, uninterrupted, tmp_path, before, after, stop):
-    from pytorch_course.checkpoint_folder import CheckpointFolder
-    with pytest.raises(Stop): train(pictures, CheckpointFolder(tmp_path / "run", every_steps=1), before, stop)
+    from pytorch_course.checkpoints import CheckpointManager
+    with pytest.raises(Stop): train(pictures, CheckpointManager(tmp_path / "run", every_steps=1), before, stop)
     assert train(pictures, tmp_path / "run", after, resume=True, cache=tmp_path / "store") == uninterrupted
 
 
@@ -382,5 +382,5 @@ def test_decoding_looks_ahead_by_what_was_asked_for(pictures):
         store.take(numbers)
         filled.append(int(store.filled.sum()))
     assert filled[:2] == [2, 3]  # the first batch, and a single picture: nothing else
-    assert filled[2] == 3 + 2 + (4 * 5 if usable_cores() > 1 else 0)
+    assert filled[2] == 3 + 2 + (4 * 5 if cpu_count() > 1 else 0)
     assert store.filled[[88, 89]].all()

@@ -167,7 +167,7 @@ def test_decoding_once_changes_nothing(train, tmp_path):
 
 def test_a_store_in_files_is_said(train, tmp_path, monkeypatch):
     make_pictures(tmp_path / "pets")
-    monkeypatch.setattr("pytorch_course.cache.available_memory", lambda: 0)
+    monkeypatch.setattr("pytorch_course.image_cache.available_memory", lambda: 0)
     _, printed, err = train(*PETS[1:], "--epochs", 1)
     assert "in files)" in speed(printed) and err.count("decoded pictures") == 2
     assert len(list((tmp_path / "pets").glob(".*.pictures"))) == 2

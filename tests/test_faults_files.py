@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from pytorch_course import files, get_data as get_data_module, images
 from pytorch_course.data import ImageFolder, create_dataloaders
-from pytorch_course.files import DownloadError, RemoteFile, download, extract_tar, extract_zip, sweep_temporary, whole_folder
+from pytorch_course.files import DownloadError, RemoteFile, download, extract_tar, extract_zip, remove_stale_files, atomic_folder
 from pytorch_course.get_data import get_data
 from pytorch_course.images import ImageError, ImageTransform, open_image
 
@@ -240,13 +240,13 @@ def test_row_22_killed_midway(server, tmp_path):
 
 KILLED_UNPACKING = """
 import shutil, sys, time
-from pytorch_course.files import extract_zip, whole_folder
+from pytorch_course.files import extract_zip, atomic_folder
 copied = []
 def copyfileobj(source, target, length):
     copied.append(target.write(source.read()))
     if len(copied) == 3: target.flush(), print("three files", flush=True), time.sleep(60)
 shutil.copyfileobj = copyfileobj
-with whole_folder(sys.argv[2], "pets v1") as folder: extract_zip(sys.argv[1], folder)
+with atomic_folder(sys.argv[2], "pets v1") as folder: extract_zip(sys.argv[1], folder)
 """
 
 
@@ -259,7 +259,7 @@ def test_row_22_killed_while_unpacking(tmp_path):
     process.kill()
     process.communicate()
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
-    with whole_folder(target, "pets v1") as folder: extract_zip(archive, folder)
+    with atomic_folder(target, "pets v1") as folder: extract_zip(archive, folder)
     assert sorted(everything(target)) == [".source", "train", "train/cat", *(f"train/cat/{i}.txt" for i in range(6))]
     assert list(target.parent.iterdir()) == [target]
 
@@ -301,10 +301,10 @@ def test_row_22_sweeping_spares_the_living(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
     if POSIX: (tmp_path / f".c.{ended.pid}.part").symlink_to(tmp_path / "precious")
-    assert sweep_temporary(tmp_path, "x*") == 0
+    assert remove_stale_files(tmp_path, "x*") == 0
     with files.atomic_write(tmp_path / "b[1]") as temporary: temporary.touch()  # brackets in a name are no pattern
     assert not list(tmp_path.glob(".b*"))
-    assert sweep_temporary(tmp_path) == (2 if POSIX else 1)
+    assert remove_stale_files(tmp_path) == (2 if POSIX else 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stays, "b[1]", "precious"])
     assert list((tmp_path / "precious").iterdir())
 
@@ -547,7 +547,7 @@ def test_row_30_bombs(tmp_path, kind, monkeypatch):
         patch.setattr(files, "MAX_MEMBERS", 3)
         refused(tmp_path, kind, [FINE, *((str(i), b"") for i in range(3))], "more than 3 files")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "MAX_UNPACKED", 1000)
+        patch.setattr(files, "MAX_UNPACKED_BYTES", 1000)
         refused(tmp_path, kind, [FINE, ("a", bytes(1000))], "more than 1,000 bytes")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 0, 9))

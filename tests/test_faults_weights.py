@@ -22,12 +22,12 @@ import pytest
 import torch
 from torch import nn
 
-from pytorch_course.checkpoints import get_random_state, load_checkpoint, save_checkpoint, set_random_state
+from pytorch_course.checkpoint_files import get_rng_state, load_checkpoint, save_checkpoint, set_rng_state
 from pytorch_course.images import ImageTransform
 from pytorch_course.model import TinyVGG
 from pytorch_course.save_load import ModelInfo, load_model, save_model
-from pytorch_course.warm_starts import load_weights
-from pytorch_course.weights_files import ModelFileError, naming_the_file, read_weights_file, write_weights_file
+from pytorch_course.transfer_weights import load_weights
+from pytorch_course.weights_files import ModelFileError, explain_file_errors, read_weights_file, write_weights_file
 
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 ENDINGS = (".pt", ".safetensors")
@@ -39,7 +39,7 @@ NEW = {"bias": torch.ones(5), "weight": -torch.arange(3000.0)}
 
 
 def tensors(path):
-    with naming_the_file(path): content = read_weights_file(path)
+    with explain_file_errors(path): content = read_weights_file(path)
     return content["state_dict"] if Path(path).suffix == ".safetensors" else content
 
 
@@ -247,7 +247,7 @@ def test_row_03_one_flipped_bit_is_noticed_or_changes_nothing(tmp_path, name):
     truth = read_weights_file(path)
     for place in places:
         try:
-            with flipped(path, place), naming_the_file(path): content = read_weights_file(path)
+            with flipped(path, place), explain_file_errors(path): content = read_weights_file(path)
         except ModelFileError as error:
             assert name in str(error)
             noticed += 1
@@ -275,7 +275,7 @@ def test_row_03_every_bit_of_the_table_of_contents(tmp_path):
     with zipfile.ZipFile(path) as archive: start = archive.start_dir
     for place in range(8 * start, 8 * len(good)):
         try:
-            with flipped(path, place), naming_the_file(path): content = read_weights_file(path)
+            with flipped(path, place), explain_file_errors(path): content = read_weights_file(path)
         except ModelFileError: continue
         assert same(content, truth), place - 8 * start
 
@@ -455,13 +455,13 @@ def test_row_08_numpy_numbers_and_random_states_come_back(tmp_path):
     assert loaded == {**values, "shape": (2, 3)} and math.isinf(loaded["best"])
     for name in ("loss", "best"): assert type(loaded[name]) is float
     assert type(loaded["epoch"]) is int and type(loaded["ok"]) is bool and type(loaded["version"]) is str and type(loaded["order"]) is OrderedDict
-    state = get_random_state()
+    state = get_rng_state()
     def roll(): return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()
 
     first = roll()
     path = save_checkpoint(tmp_path / "again.pt", models=model, values={"state": state})
     assert roll() != first
-    set_random_state(load_checkpoint(path, models=model, training=False)["state"])
+    set_rng_state(load_checkpoint(path, models=model, training=False)["state"])
     assert roll() == first
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from pytorch_course.files import MAX_RATIO, extract_tar, extract_zip
+from pytorch_course.files import MAX_COMPRESSION_RATIO, extract_tar, extract_zip
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", 6000))  # of each kind
 SEED = os.environ.get("FUZZ_SEED", "0")
@@ -233,7 +233,7 @@ class Sandbox:
                 inside = os.path.relpath(path, target).split(os.sep)
                 assert inside == ["."] or not any(part.startswith(".") or part == "__MACOSX" for part in inside), path
                 assert stat.S_ISREG(mode) or stat.S_ISDIR(mode), path
-            assert sum(size for _, size, _ in new.values()) <= max(1 << 20, MAX_RATIO * packed)
+            assert sum(size for _, size, _ in new.values()) <= max(1 << 20, MAX_COMPRESSION_RATIO * packed)
             self.unpacked += bool(new)
             for path in sorted(new, reverse=True): os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
         self.slowest = max(self.slowest, time.perf_counter() - start)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import nn
 
-from pytorch_course.checkpoints import load_checkpoint, save_checkpoint
+from pytorch_course.checkpoint_files import load_checkpoint, save_checkpoint
 from pytorch_course.images import ImageTransform
 from pytorch_course.model import build_model
 from pytorch_course.save_load import ModelInfo, load_model, save_model
-from pytorch_course.warm_starts import load_weights
-from pytorch_course.weights_files import ModelFileError, naming_the_file, read_weights_file, write_weights_file
+from pytorch_course.transfer_weights import load_weights
+from pytorch_course.weights_files import ModelFileError, explain_file_errors, read_weights_file, write_weights_file
 
 CASES = {"bytes": 6000, "pieces": 4000, "instructions": 4000, "archive": 3000, "header": 4000, "description": 1000}  # 22,000
 MEMORY = 400 << 20  # so many bytes more than before are too many; the files have less than 20 kB
@@ -262,7 +262,7 @@ def test_only_model_file_errors_come_out(fuzzer, kind):
 
 
 def reading(path):
-    with naming_the_file(path): return read_weights_file(path)
+    with explain_file_errors(path): return read_weights_file(path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytorch_course.checkpoint_folder import CheckpointError, CheckpointFolder, ResumeWarning
+from pytorch_course.checkpoints import CheckpointError, CheckpointManager, ResumeWarning
 from pytorch_course.checks import TrainingError
 from pytorch_course.training import Callback, Trainer, train
 from small_training import EPOCHS, STEPS, fit, make_trainer
@@ -35,7 +35,7 @@ class CrashAt(Callback):
         if len(trainer.history) == self.at: raise Crash
 
 
-def every_step(folder): return CheckpointFolder(folder, every_steps=1)
+def every_step(folder): return CheckpointManager(folder, every_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def test_row_02_disk_full_keeps_the_old(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"step-00000006.pt: No space left on device; it needs .* last good checkpoint is .*step-00000004.pt"):
-        fit(CheckpointFolder(tmp_path / "run", every_steps=1))
+        fit(CheckpointManager(tmp_path / "run", every_steps=1))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000002.pt", "step-00000004.pt"]
 
 
 def test_row_03_to_06_falls_back_loudly(uninterrupted, tmp_path):
     with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(18)])
-    newest, older = CheckpointFolder(tmp_path / "run").paths()
+    newest, older = CheckpointManager(tmp_path / "run").paths()
     content = bytearray(newest.read_bytes())
     content[len(content) // 3] ^= 16
     newest.write_bytes(content)
@@ -152,7 +152,7 @@ def test_row_10_nan_stops_and_keeps_the_last_finite(tmp_path):
             if trainer.steps == 6: trainer.batch = (trainer.batch[0] * float("nan"), trainer.batch[1])
 
     with pytest.raises(TrainingError, match="the loss is nan at step 7"): fit(every_step(tmp_path / "run"), extra=[Poison()])
-    path, values = CheckpointFolder(tmp_path / "run").newest()
+    path, values = CheckpointManager(tmp_path / "run").newest()
     assert values["steps"] == 6
     content = torch.load(path, weights_only=True)
     assert all(value.isfinite().all() for value in content["models"]["model"].values())
@@ -212,7 +212,7 @@ def test_row_14_15_signals_finish_the_step_and_save(result_of_a_process, tmp_pat
     last = int(out.splitlines()[-1].split()[1]) if out else 14
     saved = next(step for step in range(last, STEPS + 1) if step % 11 % 2 == 0)  # two batches are a group, and an epoch has 11
     assert f"stopped after step {saved}, saved in" in err
-    assert CheckpointFolder(tmp_path / "run").paths()[0].name == f"step-{saved:08d}.pt"
+    assert CheckpointManager(tmp_path / "run").paths()[0].name == f"step-{saved:08d}.pt"
     out, err = start(str(tmp_path / "run"), num_workers, "resume").communicate(timeout=120)
     assert out.splitlines()[-1] == result_of_a_process[0], err
 
@@ -242,14 +242,14 @@ def test_checkpoints_cost_at_most_one_percent_by_default(tmp_path, monkeypatch):
     "With a clock of our own: a step takes 0.1 s, a checkpoint 0.5 s."
     now, spent = [0.0], [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    real = CheckpointFolder._check_weights
+    real = CheckpointManager._check_weights
 
     def slow(self, *args):
         now[0] += 0.5
         spent[0] += 0.5
         return real(self, *args)
 
-    monkeypatch.setattr(CheckpointFolder, "_check_weights", slow)
+    monkeypatch.setattr(CheckpointManager, "_check_weights", slow)
 
     class Clock(Callback):
         def after_batch(self, trainer): now[0] += 0.1

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
-from pytorch_course.callbacks import BestWeights, LRSchedule
-from pytorch_course.checkpoint_folder import CheckpointFolder
+from pytorch_course.callbacks import BestWeights, LRScheduler
+from pytorch_course.checkpoints import CheckpointManager
 from pytorch_course.training import Callback, Trainer
 
 draw = torch.Generator().manual_seed(0)
@@ -127,7 +127,7 @@ WAYS = {
     "channels last": {"model": pictures},
     "channels last, bfloat16, fused": {"model": pictures, "options": {"precision": "bf16"}, "optimizer": partial(torch.optim.Adam, lr=0.01, fused=True)},
     "contiguous": {"model": pictures, "options": {"channels_last": False}},
-    "plateau and best weights": {"callbacks": lambda: [LRSchedule(partial(ReduceLROnPlateau, patience=0)), BestWeights()]},
+    "plateau and best weights": {"callbacks": lambda: [LRScheduler(partial(ReduceLROnPlateau, patience=0)), BestWeights()]},
     "hooks that draw": {"callbacks": lambda: [Hooks()]},
     "unfreezing": {"callbacks": lambda: [Unfreeze()], "cuts": (9, 14)},
     "callback with a memory": {"callbacks": lambda: [Remembers()]},
@@ -226,9 +226,9 @@ def test_nothing_to_do_is_said(tmp_path, capsys):
 def test_going_back_behind_a_damaged_checkpoint(tmp_path):
     "The damaged one of a later step must neither survive nor push out the new one."
     whole = trained(tmp_path / "whole")
-    trained(CheckpointFolder(tmp_path / "run", every_steps=3))
+    trained(CheckpointManager(tmp_path / "run", every_steps=3))
     (tmp_path / "run" / "step-00000018.pt").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="going back to step-00000015.pt"): trained(CheckpointFolder(tmp_path / "run", keep=1, every_steps=100), cut=16, resume=True)
+    with pytest.warns(UserWarning, match="going back to step-00000015.pt"): trained(CheckpointManager(tmp_path / "run", keep=1, every_steps=100), cut=16, resume=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000016.pt"]
     assert trained(tmp_path / "run", resume=True) == whole
 

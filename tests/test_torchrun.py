@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
-from pytorch_course.checkpoint_folder import CheckpointFolder
-from pytorch_course.distributed import average_weighted, distributed, shard_dataloader
+from pytorch_course.checkpoints import CheckpointManager
+from pytorch_course.distributed import all_reduce_mean, distributed, shard_dataloader
 from pytorch_course.training import Callback, Trainer
 
 def main():
@@ -33,10 +33,10 @@ def main():
         optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
         loader = shard_dataloader(DataLoader(TensorDataset(X, y), batch_size=8, shuffle=True), seed=42)
         trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=[Die()], progress=False)
-        trainer.fit(3, loader, checkpoint_dir=CheckpointFolder(folder / "checkpoints", every_steps=1), resume=True, seed=7)
+        trainer.fit(3, loader, checkpoint_dir=CheckpointManager(folder / "checkpoints", every_steps=1), resume=True, seed=7)
         test_loader = shard_dataloader(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8), seed=None)  # 12 and 11 samples
         count, means = len(test_loader.sampler), Trainer(model.module, nn.CrossEntropyLoss()).evaluate(test_loader)
-        means = average_weighted({name: mean * count for name, mean in means.items()}, count)
+        means = all_reduce_mean({name: mean * count for name, mean in means.items()}, count)
         whole = Trainer(model.module, nn.CrossEntropyLoss()).evaluate(DataLoader(TensorDataset(X[:23], y[:23]), batch_size=8))
         content = {"weights": [p.tolist() for p in model.parameters()], "steps": trainer.steps, "means": means, "whole": whole}
         (folder / f"rank{process.rank}.json").write_text(json.dumps(content))
