@@ -25,7 +25,9 @@ setup(
     package_data={settings["lib_name"]: ["py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "notebooks", "tracking", "bench")},
+    extras_require={
+        name: settings[f"{name}_requirements"].split() for name in ("dev", "notebooks", "tracking", "bench")
+    },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

@@ -21,7 +21,8 @@ def _prepare(cell):
     alt = [line.split(":", 1)[1].strip().strip('"') for line in directives if line.startswith("#| fig-alt:")]
     cell.metadata["transient"] = {"remove_source": "#| echo: false" in directives}
     for output in cell.get("outputs", []):
-        if "image/png" in output.get("data", {}): output["data"].pop("text/plain", None)
+        if "image/png" in output.get("data", {}):
+            output["data"].pop("text/plain", None)
     return cell, (alt or [""])[0]
 
 
@@ -33,12 +34,15 @@ def readme() -> tuple[str, dict[str, bytes]]:
     notebook.cells = [cell for cell, _ in prepared]
     notebook.metadata["language_info"] = {"name": "python"}  # nbdev_clean removes it; the code fences name it
     exporter = MarkdownExporter()
-    exporter.config.ExtractOutputPreprocessor.output_filename_template = "{unique_key}-{cell_index}-output-{index}{extension}"
+    exporter.config.ExtractOutputPreprocessor.output_filename_template = (
+        "{unique_key}-{cell_index}-output-{index}{extension}"
+    )
     text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": PICTURES, "unique_key": "cell"})
     for name, alt in zip(resources["outputs"], [alt for cell, alt in prepared if alt]):
         text = text.replace(f"![png]({name})", f"![{alt}]({name})")
     text = "\n".join(line.rstrip() for line in text.splitlines())
-    while "\n\n\n" in text: text = text.replace("\n\n\n", "\n\n")
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
     return f"{title}\n\n\n{WARNING}\n\n{text.strip()}\n", resources["outputs"]
 
 

@@ -25,13 +25,16 @@ def run(*command, **kwargs):
 @pytest.mark.parametrize("command", ["nbdev_export", "nbdev_clean"])
 def test_leaves_no_difference(command):
     run(command, cwd=ROOT)
-    assert run("git", "status", "--porcelain", cwd=ROOT) == "", f"{command} changed something, or a test left files behind"
+    assert run("git", "status", "--porcelain", cwd=ROOT) == "", (
+        f"{command} changed something, or a test left files behind"
+    )
 
 
 def test_readme_is_what_index_makes():
     text, pictures = readme()
     assert (ROOT / "README.md").read_text(encoding="utf-8") == text, "run: python .ci/readme.py"
-    for name, content in pictures.items(): assert (ROOT / name).read_bytes() == content, "run: python .ci/readme.py"
+    for name, content in pictures.items():
+        assert (ROOT / name).read_bytes() == content, "run: python .ci/readme.py"
 
 
 def code_cells(path):
@@ -44,7 +47,9 @@ def imported_modules(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pytorch_course":
             assert node.names[0].name != "*", f"star import of {node.module}"
-            yield from [alias.name for alias in node.names] if node.module == "pytorch_course" else [node.module.split(".")[1]]
+            yield from (
+                [alias.name for alias in node.names] if node.module == "pytorch_course" else [node.module.split(".")[1]]
+            )
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("pytorch_course."))
 
@@ -58,7 +63,9 @@ def test_imports_point_to_lower_numbers():
         for source in code_cells(path):
             for name in imported_modules(source):
                 own_after_export = name == module and "#| export" not in source
-                assert name in lower or name == "__version__" or own_after_export, f"{path.name} imports {name}, which comes later"
+                assert name in lower or name == "__version__" or own_after_export, (
+                    f"{path.name} imports {name}, which comes later"
+                )
 
 
 def test_notebooks_keep_to_their_budget():
@@ -76,7 +83,11 @@ def test_definitions_are_shown_or_tested():
         for cell, following in zip(cells, [*cells[1:], ""]):
             if not cell.startswith("#| export"): continue
             nodes = ast.parse(cell).body
-            public = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+            public = [
+                node
+                for node in nodes
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            ]
             defined += len(public)
             followed += len(public) * (not following.startswith("#| export") and "nbdev_export" not in following)
         assert followed >= 0.8 * defined, f"{path.name}: {followed} of {defined}"
@@ -97,12 +108,16 @@ def test_main_lessons_explain(path):
 
 def test_pages_of_the_site_can_be_made(tmp_path):
     "Everything that `nbdev_docs` does before it calls Quarto, which is not a Python package."
-    copy = shutil.copytree(ROOT, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git", "data", "runs"))
+    copy = shutil.copytree(
+        ROOT, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git", "data", "runs")
+    )
     code = "from nbdev.quarto import refresh_quarto_yml; from nbdev.serve import proc_nbs; refresh_quarto_yml(); proc_nbs('nbs', n_workers=0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "imports and other code" not in done.stderr, done.stderr
-    assert sorted(path.name for path in (copy / "_proc").glob("*.ipynb")) == [path.name for path in NOTEBOOKS] + ["index.ipynb"]
+    assert sorted(path.name for path in (copy / "_proc").glob("*.ipynb")) == [path.name for path in NOTEBOOKS] + [
+        "index.ipynb"
+    ]
     assert (ROOT / "nbs" / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
 
 
@@ -110,7 +125,11 @@ def test_pages_of_the_site_can_be_made(tmp_path):
 def test_notebooks_run_without_network_and_deprecations():
     "The seven lessons in 120 seconds, each notebook in 30 on two cores (here it has one); nothing that we call may be deprecated."
     lonely = ["unshare", "--net", "--map-root-user", "bash", "-c", "ip link set lo up && exec nbdev_test --timing"]
-    settings = {"no_proxy": "*", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::DeprecationWarning,error::FutureWarning"}
+    settings = {
+        "no_proxy": "*",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "error::DeprecationWarning,error::FutureWarning",
+    }
     printed = run(*lonely, cwd=ROOT, env={**os.environ, **settings})
     seconds = {name: int(number) for name, number in re.findall(r"^(\S+\.ipynb): (\d+) secs", printed, re.MULTILINE)}
     assert set(seconds) == {path.name for path in NOTEBOOKS} | {"index.ipynb"}

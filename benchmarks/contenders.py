@@ -1,6 +1,6 @@
 """Who trains: one function per engine. Each runs in a process of its own, and after every epoch waits for its next turn.
 
-A contender is a function `(job, turn)`. It imports what it needs, says `turn.ready()`, and from then on the clock of its first epoch runs;
+A contender is a function `(job, turn)`. It imports what it needs, says `turn.ready()`, and from then on the clock of its first epoch runs
 at the end of every epoch (training and testing) it calls `turn.next(train_loss, test_loss)`, which comes back when it may go on.
 """
 
@@ -29,7 +29,8 @@ class Turn:
 
     def start(self):
         "Wait for the next turn, then start the clock. Ends the process when there is none: engines must not catch that as an error."
-        if not sys.stdin.readline(): os._exit(0)
+        if not sys.stdin.readline():
+            os._exit(0)
         gc.collect()  # whether worker processes have to, each for itself, would be a matter of luck, and costs them 0.2 s
         self.faults, self.began = _page_faults(), time.perf_counter()
 
@@ -41,7 +42,13 @@ class Turn:
     def end(self, train_loss: float, test_loss: float):
         "Stop the clock and report."
         seconds = time.perf_counter() - self.began
-        self.send(seconds=seconds, train_loss=train_loss, test_loss=test_loss, faults=_page_faults() - self.faults, memory=_peak_memory())
+        self.send(
+            seconds=seconds,
+            train_loss=train_loss,
+            test_loss=test_loss,
+            faults=_page_faults() - self.faults,
+            memory=_peak_memory(),
+        )
 
     def next(self, train_loss: float, test_loss: float):
         "An epoch is done; comes back at the start of the next one."
@@ -56,8 +63,10 @@ def _page_faults() -> int:
 
 def _peak_memory() -> float:
     "MiB of this process at most so far, without its workers. On Linux not `ru_maxrss`, which begins at the size of the parent."
-    try: return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-    except (OSError, StopIteration): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    try:
+        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 # ---------------------------------------------------------------- plain loops
@@ -78,7 +87,8 @@ def _resident(job: Job) -> tuple:
     data = []
     for dataset in datasets:
         X = torch.empty(len(dataset), job.work.channels, job.work.image_size, job.work.image_size)
-        for i, (x, _) in enumerate(dataset): X[i] = x
+        for i, (x, _) in enumerate(dataset):
+            X[i] = x
         data.append((X.to(job.device), torch.tensor(dataset.targets, device=job.device)))
     numbers = [range(len(dataset)) for dataset in datasets]
     order: DataLoader = make_loaders(job, numbers, num_workers=0, collate_fn=torch.tensor)[0]
@@ -91,7 +101,8 @@ def _resident_batches(job: Job):
 
     if job.folder is None:
         train, test = make_loaders(job)
-        while True: yield train, test
+        while True:
+            yield train, test
     (X, y), (X_test, y_test), order = _resident(job)
     X_shuffled, y_shuffled, size = torch.empty_like(X), torch.empty_like(y), job.work.batch_size
     test = list(zip(X_test.split(size), y_test.split(size)))
@@ -129,7 +140,8 @@ def _plain_epoch(model, loss_fn, optimizer, train, test) -> tuple[float, float]:
         losses.append(loss.detach())
     train_loss = _mean(losses, [len(y) for _, y in train])
     model.eval()
-    with torch.inference_mode(): losses = [loss_fn(model(X), y) for X, y in test]
+    with torch.inference_mode():
+        losses = [loss_fn(model(X), y) for X, y in test]
     return train_loss, _mean(losses, [len(y) for _, y in test])
 
 
@@ -186,12 +198,16 @@ def ours(job: Job, turn: Turn):
     import pandas  # noqa: F401  `fit` imports it
 
     class EndOfEpoch(Callback):
-        def after_epoch(self, trainer): turn.next(trainer.history[-1]["train_loss"], trainer.history[-1]["valid_loss"])
+        def after_epoch(self, trainer):
+            turn.next(trainer.history[-1]["train_loss"], trainer.history[-1]["valid_loss"])
 
     loader_options, trainer_options = job.options.get("loaders", {}), job.options.get("trainer", {})
     turn.ready()
-    transform = ImageTransform(job.work.image_size, job.work.channels, mean=(0.0,), std=(1.0,))  # like `ToTensor`: values in 0..1
-    if job.folder is None: train, test = make_loaders(job)
+    transform = ImageTransform(
+        job.work.image_size, job.work.channels, mean=(0.0,), std=(1.0,)
+    )  # like `ToTensor`: values in 0..1
+    if job.folder is None:
+        train, test = make_loaders(job)
     else:
         folders = Path(job.folder, "train"), Path(job.folder, "test")
         train, test, _ = create_dataloaders(*folders, transform, job.work.batch_size, seed=job.seed, **loader_options)
@@ -218,20 +234,36 @@ def lightning(job: Job, turn: Turn):
             logits = self.model(X)
             loss = loss_fn(logits, y)
             accuracy = (logits.argmax(dim=1) == y).float().mean()
-            self.log_dict({f"{split}_loss": loss, f"{split}_acc": accuracy}, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
+            self.log_dict(
+                {f"{split}_loss": loss, f"{split}_acc": accuracy},
+                on_step=False,
+                on_epoch=True,
+                prog_bar=True,
+                batch_size=len(y),
+            )
             return loss
 
-        def training_step(self, batch, batch_idx): return self.measure(batch, "train")
-        def validation_step(self, batch, batch_idx): self.measure(batch, "valid")
-        def configure_optimizers(self): return optimizer
+        def training_step(self, batch, batch_idx):
+            return self.measure(batch, "train")
+        def validation_step(self, batch, batch_idx):
+            self.measure(batch, "valid")
+        def configure_optimizers(self):
+            return optimizer
 
     class EndOfEpoch(L.Callback):
         def on_train_epoch_start(self, trainer, module):
-            if trainer.current_epoch: turn.next(*(trainer.callback_metrics[f"{split}_loss"].item() for split in ("train", "valid")))
+            if trainer.current_epoch:
+                turn.next(*(trainer.callback_metrics[f"{split}_loss"].item() for split in ("train", "valid")))
 
     accelerator = "gpu" if job.device == "cuda" else job.device
     trainer = L.Trainer(
-        accelerator=accelerator, devices=1, max_epochs=-1, logger=False, enable_checkpointing=False, num_sanity_val_steps=0, callbacks=[EndOfEpoch()]
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        callbacks=[EndOfEpoch()],
     )
     turn.ready()
     train, test = make_loaders(job)
@@ -247,19 +279,31 @@ def skorch(job: Job, turn: Turn):
     from skorch.helper import predefined_split
 
     class EndOfEpoch(Callback):
-        def on_epoch_end(self, net, **kwargs): self.losses = net.history[-1, "train_loss"], net.history[-1, "valid_loss"]
+        def on_epoch_end(self, net, **kwargs):
+            self.losses = net.history[-1, "train_loss"], net.history[-1, "valid_loss"]
         def on_epoch_begin(self, net, **kwargs):
-            if net.history[:-1]: turn.next(*self.losses)  # so that the table is printed before the clock stops
+            if net.history[:-1]:
+                turn.next(*self.losses)  # so that the table is printed before the clock stops
 
     turn.ready()
     model, loss_fn, _ = make_model(job)
     train, test = make_loaders(job)
-    datasets = [getattr(loader, "dataset", loader) for loader in (train, test)]  # skorch wants to make the loaders itself; it gets those of everybody
+    datasets = [
+        getattr(loader, "dataset", loader) for loader in (train, test)
+    ]  # skorch wants to make the loaders itself; it gets those of everybody
     net = NeuralNetClassifier(
-        model, criterion=type(loss_fn), optimizer=getattr(torch.optim, job.work.optimizer), lr=job.work.lr, max_epochs=10**6, device=job.device,
-        iterator_train=lambda dataset, **kwargs: train, iterator_valid=lambda dataset, **kwargs: test, train_split=predefined_split(datasets[1]),
-        callbacks=[EndOfEpoch()], classes=list(range(num_classes(job))),
-    )  # fmt: skip
+        model,
+        criterion=type(loss_fn),
+        optimizer=getattr(torch.optim, job.work.optimizer),
+        lr=job.work.lr,
+        max_epochs=10**6,
+        device=job.device,
+        iterator_train=lambda dataset, **kwargs: train,
+        iterator_valid=lambda dataset, **kwargs: test,
+        train_split=predefined_split(datasets[1]),
+        callbacks=[EndOfEpoch()],
+        classes=list(range(num_classes(job))),
+    )
     net.fit(datasets[0], y=None)
 
 
@@ -275,7 +319,8 @@ def ignite(job: Job, turn: Turn):
     outputs = {"output_transform": lambda X, y, logits, loss: (logits.detach(), y)}
     trainer = create_supervised_trainer(model, optimizer, loss_fn, device=job.device, **outputs)
     evaluator = create_supervised_evaluator(model, {"loss": Loss(loss_fn), "acc": Accuracy()}, device=job.device)
-    for name, metric in (("loss", Loss(loss_fn)), ("acc", Accuracy())): metric.attach(trainer, name)
+    for name, metric in (("loss", Loss(loss_fn)), ("acc", Accuracy())):
+        metric.attach(trainer, name)
 
     @trainer.on(Events.EPOCH_COMPLETED)
     def end_of_epoch(engine):
@@ -323,10 +368,12 @@ def main():
     "A contender's process: its name and its job as arguments, a line on stdin for every turn."
     name, values = sys.argv[1:]
     contender, job, turn = CONTENDERS[name], Job(**json.loads(values)), Turn()
-    if contender.requires and not importlib.util.find_spec(contender.requires): return turn.send(skip=f"{contender.requires} is not installed")
+    if contender.requires and not importlib.util.find_spec(contender.requires):
+        return turn.send(skip=f"{contender.requires} is not installed")
     import torch
     torch.set_num_threads(job.threads)
     contender.run(job, turn)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,17 @@ VARIANTS = {  # besides limit, teaching and ours, which take part everywhere
     "W4": ["ours_contiguous", "ours_bf16", "ours_nocache", "ours_draft"],
     "overhead": [],
 }
-PACKAGES = ["torch", "torchvision", "numpy", "pillow", "pytorch_course", "lightning", "skorch", "pytorch-ignite", "accelerate"]
+PACKAGES = [
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "pytorch_course",
+    "lightning",
+    "skorch",
+    "pytorch-ignite",
+    "accelerate",
+]
 
 
 # ---------------------------------------------------------------- processes and turns
@@ -55,15 +65,17 @@ class Player:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE/"contenders.py"), name, json.dumps(asdict(job))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=folder, env=ENVIRONMENT,
-        )  # fmt: skip
+        )
         os.close(stderr)
         threading.Thread(target=self._read, args=[terminal], daemon=True).start()
 
     def _read(self, terminal: int):
         "Keep what it prints; a full terminal would stop it."
         try:
-            while text := os.read(terminal, 4096): self.tail.append(text.decode(errors="replace"))
-        except OSError: pass  # it has ended
+            while text := os.read(terminal, 4096):
+                self.tail.append(text.decode(errors="replace"))
+        except OSError:
+            pass  # it has ended
         os.close(terminal)
 
     def receive(self) -> dict:
@@ -74,7 +86,8 @@ class Player:
             lines = "".join(self.tail).strip().splitlines() or ["no message"]
             reply = {"skip": f"failed: {lines[-1].strip()}"}
             print("\n".join(lines[-15:]), file=sys.stderr)
-        else: reply = json.loads(line)
+        else:
+            reply = json.loads(line)
         self.skipped = reply.get("skip", self.skipped)
         return reply
 
@@ -90,21 +103,30 @@ class Player:
     def close(self):
         "No more turns: it ends by itself."
         self.process.stdin.close()
-        try: self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired: self.process.kill()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
-    def result(self) -> dict: return {name: getattr(self, name) for name in ("name", "epochs", "firsts", "skipped")}
+    def result(self) -> dict:
+        return {name: getattr(self, name) for name in ("name", "epochs", "firsts", "skipped")}
 
 
 def compete(jobs: dict[str, Job], rounds: int, folder: Path) -> list[Player]:
     "One first epoch each, then `rounds` more, in turn; who begins changes from round to round."
     players = [Player(name, job, folder) for name, job in jobs.items()]
-    for player in players: player.receive()  # ready, or skipped
+    for player in players:
+        player.receive()  # ready, or skipped
     for round_ in range(rounds + 1):
         playing = [player for player in players if not player.skipped]
-        for i in range(len(playing)): playing[(i + round_) % len(playing)].play()
-        print(f"  round {round_}: " + "  ".join(f"{p.name} {p.epochs[-1]['seconds']:.2f}" for p in playing if p.epochs), flush=True)
-    for player in players: player.close()
+        for i in range(len(playing)):
+            playing[(i + round_) % len(playing)].play()
+        print(
+            f"  round {round_}: " + "  ".join(f"{p.name} {p.epochs[-1]['seconds']:.2f}" for p in playing if p.epochs),
+            flush=True,
+        )
+    for player in players:
+        player.close()
     return players
 
 
@@ -112,7 +134,8 @@ def more_firsts(player: Player, job: Job, times: int, folder: Path):
     "A first epoch happens once in a process: begin a few more."
     for _ in range(times):
         again = Player(player.name, job, folder)
-        if "skip" not in again.receive(): again.play()
+        if "skip" not in again.receive():
+            again.play()
         again.close()
         player.firsts += again.firsts
 
@@ -122,8 +145,22 @@ def more_firsts(player: Player, job: Job, times: int, folder: Path):
 def make_job(args, workload: str, folder: Path, numbers: tuple[int, int]) -> Job:
     "What everybody receives in this workload, with no options yet; makes the pictures."
     kind, pictures = WORKLOADS[workload].pictures, None
-    if kind: pictures = str(prepare_pictures(folder, kind, getattr(args, kind), replace(PICTURES[kind], train=numbers[0], test=numbers[1]), args.seed))
-    return Job(workload, pictures, {}, WORKLOADS[workload].threads or args.threads, args.num_workers, args.steps, args.device, args.seed)
+    if kind:
+        pictures = str(
+            prepare_pictures(
+                folder, kind, getattr(args, kind), replace(PICTURES[kind], train=numbers[0], test=numbers[1]), args.seed
+            )
+        )
+    return Job(
+        workload,
+        pictures,
+        {},
+        WORKLOADS[workload].threads or args.threads,
+        args.num_workers,
+        args.steps,
+        args.device,
+        args.seed,
+    )
 
 
 def run_jobs(args, job: Job, names: list[str], rounds: int, folder: Path, firsts: int = 1) -> dict:
@@ -133,16 +170,31 @@ def run_jobs(args, job: Job, names: list[str], rounds: int, folder: Path, firsts
     print(f"{job.workload}: {job.work.title} ({images:,} {'pictures' if job.folder else 'steps'})", flush=True)
     players = compete(jobs, rounds, folder)
     for player in players:
-        if player.name == "ours": more_firsts(player, jobs["ours"], firsts - 1, folder)
-    return {"images": images, "rounds": rounds, "threads": job.threads, "results": [player.result() for player in players]}
+        if player.name == "ours":
+            more_firsts(player, jobs["ours"], firsts - 1, folder)
+    return {
+        "images": images,
+        "rounds": rounds,
+        "threads": job.threads,
+        "results": [player.result() for player in players],
+    }
 
 
 def run_workload(args, name: str, folder: Path) -> dict:
     "One of W1 to W4, or `overhead`. A quick run has few contenders, and other people's engines, which take seconds to import, only where it is cheap."
     peers = [] if args.quick and WORKLOADS[name].pictures else PEERS
-    names = args.contenders or ["limit", "teaching", "ours", *VARIANTS[name][: 1 if args.quick else None], *args.add, *peers]
+    names = args.contenders or [
+        "limit",
+        "teaching",
+        "ours",
+        *VARIANTS[name][: 1 if args.quick else None],
+        *args.add,
+        *peers,
+    ]
     kind = WORKLOADS[name].pictures
-    numbers = kind and (getattr(args, f"{kind}_images") or ((80, 40) if args.quick else (PICTURES[kind].train, PICTURES[kind].test)))
+    numbers = kind and (
+        getattr(args, f"{kind}_images") or ((80, 40) if args.quick else (PICTURES[kind].train, PICTURES[kind].test))
+    )
     firsts = 3 if kind and not args.quick else 1
     return run_jobs(args, make_job(args, name, folder, numbers), names, args.rounds, folder, firsts)
 
@@ -150,14 +202,24 @@ def run_workload(args, name: str, folder: Path) -> dict:
 def run_small(args, folder: Path) -> dict:
     "Goals 8 to 10."
     number, repeats = (100, 1) if args.quick else (20_000, 6)
-    pictures = prepare_pictures(folder, "cifar", args.cifar, replace(PICTURES["cifar"], train=number, test=10), args.seed)
+    pictures = prepare_pictures(
+        folder, "cifar", args.cifar, replace(PICTURES["cifar"], train=number, test=10), args.seed
+    )
     print("small: memory of the cache, flip and crop, start of the commands", flush=True)
-    return {"cache": measure_cache(pictures/"train", 64), "flip_crop": measure_flip_crop(repeats, args.threads), "start": measure_start(repeats)}
+    return {
+        "cache": measure_cache(pictures / "train", 64),
+        "flip_crop": measure_flip_crop(repeats, args.threads),
+        "start": measure_start(repeats),
+    }
 
 
 def run_growth(args, folder: Path) -> dict:
     "W3 with more and more pictures, a fifth as many again to test on."
-    sizes, found, work = args.growth or ([5000, 10_000, 25_000, 50_000] if args.cifar else [2000, 4000, 8000]), {}, WORKLOADS["W3"]
+    sizes, found, work = (
+        args.growth or ([5000, 10_000, 25_000, 50_000] if args.cifar else [2000, 4000, 8000]),
+        {},
+        WORKLOADS["W3"],
+    )
     for size in sizes:
         part = run_jobs(args, make_job(args, "W3", folder, (size, size // 5)), ["ours", "teaching"], 2, folder)
         found[size] = part | {"cache": part["images"] * work.channels * work.image_size**2}
@@ -167,8 +229,12 @@ def run_growth(args, folder: Path) -> dict:
 def run_accuracy(args, folder: Path) -> dict:
     "All of CIFAR-10, or a part of it."
     train, test = args.cifar_images or (50_000, 10_000)
-    pictures = prepare_pictures(folder, "cifar", args.cifar, replace(PICTURES["cifar"], train=train, test=test), args.seed)
-    return measure_accuracy(pictures, args.target, args.threads, args.num_workers, args.max_epochs) | {"pictures": (train, test)}
+    pictures = prepare_pictures(
+        folder, "cifar", args.cifar, replace(PICTURES["cifar"], train=train, test=test), args.seed
+    )
+    return measure_accuracy(pictures, args.target, args.threads, args.num_workers, args.max_epochs) | {
+        "pictures": (train, test)
+    }
 
 
 # ---------------------------------------------------------------- facts
@@ -179,7 +245,11 @@ def machine() -> str:
     if Path("/proc/cpuinfo").exists():
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         processor = names[0] if names else processor
-    memory = f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" if hasattr(os, "sysconf") else ""
+    memory = (
+        f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+        if hasattr(os, "sysconf")
+        else ""
+    )
     return f"{processor}, {os.cpu_count()} cores{memory}, {platform.system()} {platform.release()}"
 
 
@@ -187,14 +257,18 @@ def versions() -> str:
     "Python and the packages that are installed."
     found = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
-        try: found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError: pass
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            pass
     return ", ".join(found)
 
 
 def command() -> str:
     "As it was typed, with files by their names only: where they are is nobody's business."
-    return f"python benchmarks/run.py {shlex.join(Path(word).name if os.sep in word else word for word in sys.argv[1:])}"
+    return (
+        f"python benchmarks/run.py {shlex.join(Path(word).name if os.sep in word else word for word in sys.argv[1:])}"
+    )
 
 
 # ---------------------------------------------------------------- the command
@@ -202,38 +276,88 @@ def command() -> str:
 def parse_arguments() -> argparse.Namespace:
     "The command line; `--quick` changes defaults only."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, metavar="PART", help="of: %(choices)s; default: all, with --quick W3 overhead small")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help="of: %(choices)s; default: all but ours_compile, where they make sense")
-    parser.add_argument("--add", nargs="+", default=[], choices=CONTENDERS, metavar="NAME", help="contenders besides the default ones, for example ours_compile")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        metavar="PART",
+        help="of: %(choices)s; default: all, with --quick W3 overhead small",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        metavar="NAME",
+        help="of: %(choices)s; default: all but ours_compile, where they make sense",
+    )
+    parser.add_argument(
+        "--add",
+        nargs="+",
+        default=[],
+        choices=CONTENDERS,
+        metavar="NAME",
+        help="contenders besides the default ones, for example ours_compile",
+    )
     parser.add_argument("--rounds", type=int, help="steady epochs of each contender; default: 5")
     parser.add_argument("--mnist", type=Path, help="folder or zip file of gray digits for W1 (default: made)")
-    parser.add_argument("--cifar", type=Path, help="folder or zip file of CIFAR pictures for W2, W3, small, growth, accuracy (default: made)")
+    parser.add_argument(
+        "--cifar",
+        type=Path,
+        help="folder or zip file of CIFAR pictures for W2, W3, small, growth, accuracy (default: made)",
+    )
     parser.add_argument("--photos", type=Path, help="folder or zip file of large photos for W4 (default: made)")
     for name, pictures in PICTURES.items():
         numbers = f"pictures to train and to test on; default: {pictures.train} {pictures.test}"
         parser.add_argument(f"--{name}_images", nargs=2, type=int, metavar=("TRAIN", "TEST"), help=numbers)
     parser.add_argument("--steps", type=int, help="steps of an epoch of `overhead`; default: 4000")
-    parser.add_argument("--growth", nargs="+", type=int, metavar="N", help="training pictures; default: 5000 10000 25000 50000 with --cifar, else 2000 4000 8000")
+    parser.add_argument(
+        "--growth",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="training pictures; default: 5000 10000 25000 50000 with --cifar, else 2000 4000 8000",
+    )
     parser.add_argument("--target", type=float, default=0.8, help="test accuracy to reach; default: %(default)s")
-    parser.add_argument("--max_epochs", type=int, default=40, help="of the standard recipe on its way there; default: %(default)s")
-    parser.add_argument("--data", type=Path, help="where pictures are made or copied, and kept (default: a temporary folder)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each contender; default: number of cores")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="of the standard recipe; default: number of cores")
+    parser.add_argument(
+        "--max_epochs", type=int, default=40, help="of the standard recipe on its way there; default: %(default)s"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="where pictures are made or copied, and kept (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of each contender; default: number of cores"
+    )
+    parser.add_argument(
+        "--num_workers", type=int, default=os.cpu_count(), help="of the standard recipe; default: number of cores"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="Markdown file for the page, growth.svg goes beside it (default: it is printed only)")
+    parser.add_argument(
+        "--out", type=Path, help="Markdown file for the page, growth.svg goes beside it (default: it is printed only)"
+    )
     parser.add_argument("--json", type=Path, help="file for all numbers; those of earlier runs are kept in it")
-    parser.add_argument("--quick", action="store_true", help="tiny data, two rounds, a few parts, peers only in `overhead`: a test that everything works")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny data, two rounds, a few parts, peers only in `overhead`: a test that everything works",
+    )
     args = parser.parse_args()
-    if args.parts and "accuracy" in args.parts and not args.cifar: parser.error("the part accuracy needs --cifar")
-    args.parts = args.parts or (["W3", "overhead", "small"] if args.quick else [part for part in PARTS if part != "accuracy" or args.cifar])
+    if args.parts and "accuracy" in args.parts and not args.cifar:
+        parser.error("the part accuracy needs --cifar")
+    args.parts = args.parts or (
+        ["W3", "overhead", "small"] if args.quick else [part for part in PARTS if part != "accuracy" or args.cifar]
+    )
     args.rounds, args.steps = args.rounds or (2 if args.quick else 5), args.steps or (300 if args.quick else 4000)
     return args
 
 
 def load_numbers(args) -> dict:
     "What earlier runs have left, and where this one takes place."
-    numbers = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"commands": [], "workloads": {}, "small": {}, "growth": {}, "accuracy": {}}
+    numbers = (
+        json.loads(args.json.read_text())
+        if args.json and args.json.exists()
+        else {"commands": [], "workloads": {}, "small": {}, "growth": {}, "accuracy": {}}
+    )
     workers = f"{args.num_workers} worker processes in the standard recipe; device {args.device}"
     numbers["facts"] = {"machine": f"{machine()}; {workers}", "versions": versions()}
     numbers["commands"].append((str(date.today()), command()))
@@ -242,10 +366,12 @@ def load_numbers(args) -> dict:
 
 def save(args, numbers: dict):
     "Write what there is so far."
-    if args.json: args.json.write_text(json.dumps(numbers, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=1))
     if not args.out: return
     args.out.write_text(page(numbers), encoding="utf-8")
-    if numbers["growth"]: plot_growth(numbers["growth"], args.out.with_name("growth.svg"))
+    if numbers["growth"]:
+        plot_growth(numbers["growth"], args.out.with_name("growth.svg"))
 
 
 def main():
@@ -256,13 +382,24 @@ def main():
         folder = (args.data or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         for part in args.parts:
-            if part in WORKLOADS: numbers["workloads"][part] = run_workload(args, part, folder)
-            else: numbers[part] = others[part](args, folder)
+            if part in WORKLOADS:
+                numbers["workloads"][part] = run_workload(args, part, folder)
+            else:
+                numbers[part] = others[part](args, folder)
             save(args, numbers)
     print(f"\n{page(numbers)}\n{time.perf_counter() - start:.0f} s")
-    results = [(name, result) for name, part in numbers["workloads"].items() if name in args.parts for result in part["results"]]
-    failed = [f"{result['name']} in {name}" for name, result in results if (result["skipped"] or "").startswith("failed")]
-    if failed: sys.exit(f"failed: {', '.join(failed)}")
+    results = [
+        (name, result)
+        for name, part in numbers["workloads"].items()
+        if name in args.parts
+        for result in part["results"]
+    ]
+    failed = [
+        f"{result['name']} in {name}" for name, result in results if (result["skipped"] or "").startswith("failed")
+    ]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}  # this checkout comes first
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+}  # this checkout comes first
 
 
 def _in_a_fresh_process(name: str, *arguments) -> dict:
@@ -25,20 +27,32 @@ def _in_a_fresh_process(name: str, *arguments) -> dict:
 
 def _memory() -> int:
     "Bytes that this process has taken, without programs and other files; 0 where the system does not say (it is Linux that does)."
-    try: return sum(int(size) * 1024 for size in re.findall(r"^Rss(?:Anon|Shmem):\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE))
-    except OSError: return 0
+    try:
+        return sum(
+            int(size) * 1024
+            for size in re.findall(
+                r"^Rss(?:Anon|Shmem):\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE
+            )
+        )
+    except OSError:
+        return 0
 
 
 def _cache(folder: str, image_size: str) -> dict:
     from pytorch_course.image_cache import ImageCache
     from pytorch_course.images import ImageTransform
 
-    paths, transform = sorted(path for path in Path(folder).rglob("*.*") if path.is_file()), ImageTransform(int(image_size))
+    paths, transform = (
+        sorted(path for path in Path(folder).rglob("*.*") if path.is_file()),
+        ImageTransform(int(image_size)),
+    )
     before = _memory()
     cache = ImageCache(paths, transform, folder, budget_bytes=2**40).fill()
     numbers = {"pictures": len(cache), "bytes": cache.nbytes, "grown": _memory() - before if before else 0}
     with tempfile.TemporaryDirectory() as beside, contextlib.redirect_stderr(io.StringIO()) as messages:
-        cache = ImageCache(paths[:200], transform, folder, budget_bytes=cache.nbytes // len(paths), cache_dir=beside).fill()
+        cache = ImageCache(
+            paths[:200], transform, folder, budget_bytes=cache.nbytes // len(paths), cache_dir=beside
+        ).fill()
         numbers["file_made"] = cache.path is not None and cache.path.stat().st_size >= cache.nbytes
         numbers["said"] = "kept in the file" in messages.getvalue()
     return numbers
@@ -66,9 +80,11 @@ def _flip_crop(repeats: str, threads: str) -> dict:
     numbers = {"ours": [], "torchvision": []}
     for _ in range(int(repeats) + 1):
         start = time.perf_counter()
-        for _ in range(50): batch(X)
+        for _ in range(50):
+            batch(X)
         middle = time.perf_counter()
-        for _ in range(len(X)): sample(picture)
+        for _ in range(len(X)):
+            sample(picture)
         numbers["ours"].append((middle - start) / 50 / len(X) * 1e6)
         numbers["torchvision"].append((time.perf_counter() - middle) / len(X) * 1e6)
     return {name: values[1:] for name, values in numbers.items()}
@@ -88,10 +104,17 @@ def _save(folder: str) -> dict:
     from pytorch_course.model import build_model
     from pytorch_course.save_load import ModelInfo, save_model
 
-    arguments, transform = {"input_shape": 3, "hidden_units": 10, "output_shape": 2, "image_size": 64}, ImageTransform(64)
+    arguments, transform = (
+        {"input_shape": 3, "hidden_units": 10, "output_shape": 2, "image_size": 64},
+        ImageTransform(64),
+    )
     model = build_model("TinyVGG", **arguments)
     Image.effect_noise((500, 375), 60).convert("RGB").save(Path(folder, "picture.jpg"))
-    return {"model": str(save_model(model, folder, "model.pt", ModelInfo("tinyvgg", arguments, ["ants", "bees"], transform)))}
+    return {
+        "model": str(
+            save_model(model, folder, "model.pt", ModelInfo("tinyvgg", arguments, ["ants", "bees"], transform))
+        )
+    }
 
 
 def measure_start(rounds: int) -> dict:
@@ -101,14 +124,17 @@ def measure_start(rounds: int) -> dict:
         programs = {
             "python": ["-c", "pass"], "help": ["-m", "pytorch_course", "--help"], "torch": ["-c", "import torch"],
             "predict": ["-m", "pytorch_course", "predict", model, f"{folder}/picture.jpg"],
-        }  # fmt: skip
+        }
         numbers = {name: [] for name in programs}
         for _ in range(rounds):
             for name, words in programs.items():
                 start = time.perf_counter()
-                subprocess.run([sys.executable, *words], cwd=folder, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    [sys.executable, *words], cwd=folder, env=ENVIRONMENT, check=True, stdout=subprocess.DEVNULL
+                )
                 numbers[name].append(time.perf_counter() - start)
     return {name: values[1:] or values for name, values in numbers.items()}
 
 
-if __name__ == "__main__": print(json.dumps({"cache": _cache, "flip_crop": _flip_crop, "save": _save}[sys.argv[1]](*sys.argv[2:])))
+if __name__ == "__main__":
+    print(json.dumps({"cache": _cache, "flip_crop": _flip_crop, "save": _save}[sys.argv[1]](*sys.argv[2:])))

@@ -30,7 +30,8 @@ def ours(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iterator
     import pandas  # noqa: F401  `fit` imports it
 
     class Report(Callback):
-        def after_epoch(self, trainer): done.append((time.perf_counter() - start, trainer.history[-1]["valid_acc"]))
+        def after_epoch(self, trainer):
+            done.append((time.perf_counter() - start, trainer.history[-1]["valid_acc"]))
 
     done, start = [], time.perf_counter()
     train_cifar10_quickly(train_dir, test_dir, seed=seed, callbacks=[Report()])
@@ -61,7 +62,8 @@ def standard(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iter
             loss.backward()
             optimizer.step()
         model.eval()
-        with torch.inference_mode(): right = sum((model(X).argmax(dim=1) == y).sum().item() for X, y in test)
+        with torch.inference_mode():
+            right = sum((model(X).argmax(dim=1) == y).sum().item() for X, y in test)
         yield time.perf_counter() - start, right / len(test.dataset)
 
 
@@ -72,7 +74,17 @@ RECIPES = {"ours": ours, "standard": standard}
 
 def run_recipe(name: str, folder: Path, **options) -> list[tuple[float, float]]:
     "`(seconds, accuracy)` of every epoch, in a process of its own, until the target is reached."
-    command, epochs = [sys.executable, __file__, name, str(folder/"train"), str(folder/"test"), *(f"--{key}={value}" for key, value in options.items())], []
+    command, epochs = (
+        [
+            sys.executable,
+            __file__,
+            name,
+            str(folder / "train"),
+            str(folder / "test"),
+            *(f"--{key}={value}" for key, value in options.items()),
+        ],
+        [],
+    )
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if not line.startswith("["): continue  # what an engine prints
@@ -103,17 +115,27 @@ def main():
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("train_dir", help="folder of class folders to train on")
     parser.add_argument("test_dir", help="folder of class folders to test on")
-    parser.add_argument("--target", type=float, default=0.8, help="stop when this share of the test pictures is right; default: %(default)s")
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=0.8,
+        help="stop when this share of the test pictures is right; default: %(default)s",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="of the standard recipe; default: number of cores")
+    parser.add_argument(
+        "--num_workers", type=int, default=os.cpu_count(), help="of the standard recipe; default: number of cores"
+    )
     parser.add_argument("--max_epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     import torch
     torch.set_num_threads(args.threads)
-    for seconds, share in itertools.islice(RECIPES[args.recipe](args.train_dir, args.test_dir, args.num_workers, args.seed), args.max_epochs):
+    for seconds, share in itertools.islice(
+        RECIPES[args.recipe](args.train_dir, args.test_dir, args.num_workers, args.seed), args.max_epochs
+    ):
         print(json.dumps([seconds, share]), flush=True)
         if share >= args.target: return
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}  # folder name -> what it is for
+SPLITS = {
+    "train": "train",
+    "test": "test",
+    "val": "test",
+    "valid": "test",
+    "validation": "test",
+}  # folder name -> what it is for
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,16 @@ class Workload:
 # A step of `overhead` is too small to share; with two threads, another busy process would cost it milliseconds at every barrier.
 WORKLOADS = {
     "W1": Workload("MLP 784-512-512-10, gray 28x28", "mnist", "NeuralNetwork", {}, 28, 1, 64, "SGD", 1e-2),
-    "W2": Workload("TinyVGG-10, CIFAR JPEGs at 64x64", "cifar", "TinyVGG", {"hidden_units": 10}, 64, 3, 32, "Adam", 1e-3),
+    "W2": Workload(
+        "TinyVGG-10, CIFAR JPEGs at 64x64", "cifar", "TinyVGG", {"hidden_units": 10}, 64, 3, 32, "Adam", 1e-3
+    ),
     "W3": Workload("Cifar10Net, CIFAR JPEGs at 32x32", "cifar", "Cifar10Net", {}, 32, 3, 64, "SGD", 1e-2),
-    "W4": Workload("TinyVGG-10, large photos at 64x64", "photos", "TinyVGG", {"hidden_units": 10}, 64, 3, 32, "Adam", 1e-3),
-    "overhead": Workload("engine alone: linear layer 8-2, resident batches", None, "Linear", {}, 8, 1, 8, "SGD", 1e-2, threads=1),
+    "W4": Workload(
+        "TinyVGG-10, large photos at 64x64", "photos", "TinyVGG", {"hidden_units": 10}, 64, 3, 32, "Adam", 1e-3
+    ),
+    "overhead": Workload(
+        "engine alone: linear layer 8-2, resident batches", None, "Linear", {}, 8, 1, 8, "SGD", 1e-2, threads=1
+    ),
 }
 
 
@@ -78,7 +90,9 @@ def _draw(pattern, pictures: Pictures, rng):
     import numpy as np
     from PIL import Image
 
-    smooth = Image.fromarray(pattern.squeeze(), pictures.mode if pictures.mode == "RGB" else None).resize(pictures.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(pattern.squeeze(), pictures.mode if pictures.mode == "RGB" else None).resize(
+        pictures.size, Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(smooth, dtype=np.float32)
     noise = 40 * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
@@ -93,8 +107,10 @@ def take_pictures(
     groups = defaultdict(list)  # (split, class) -> names
     for name in sorted(_names(source)):
         parts = PurePosixPath(name).parts
-        if len(parts) > 2 and parts[-3] in SPLITS and name.lower().endswith(SUFFIXES): groups[SPLITS[parts[-3]], parts[-2]].append(name)
-    if not groups: raise ValueError(f"no pictures in {source}; expected train/<class>/<picture> and test/<class>/<picture>")
+        if len(parts) > 2 and parts[-3] in SPLITS and name.lower().endswith(SUFFIXES):
+            groups[SPLITS[parts[-3]], parts[-2]].append(name)
+    if not groups:
+        raise ValueError(f"no pictures in {source}; expected train/<class>/<picture> and test/<class>/<picture>")
     chosen = {}
     for (split, label), names in groups.items():
         share = -(-getattr(pictures, split) // sum(other == split for other, _ in groups))  # rounded up
@@ -104,9 +120,11 @@ def take_pictures(
 
 def _names(source: Path) -> Iterator[str]:
     "Files in a folder or a zip file, hidden ones left out."
-    if source.is_dir(): names = (path.relative_to(source).as_posix() for path in source.rglob("*"))
+    if source.is_dir():
+        names = (path.relative_to(source).as_posix() for path in source.rglob("*"))
     else:
-        with zipfile.ZipFile(source) as archive: names = archive.namelist()
+        with zipfile.ZipFile(source) as archive:
+            names = archive.namelist()
     return (name for name in names if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts))
 
 
@@ -115,9 +133,12 @@ def _copy(source: Path, chosen: dict[str, Path]):
     archive = None if source.is_dir() else zipfile.ZipFile(source)
     for name, path in chosen.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        if archive: path.write_bytes(archive.read(name))
-        else: shutil.copyfile(source/name, path)
-    if archive: archive.close()
+        if archive:
+            path.write_bytes(archive.read(name))
+        else:
+            shutil.copyfile(source/name, path)
+    if archive:
+        archive.close()
 
 
 def prepare_pictures(
@@ -133,8 +154,10 @@ def prepare_pictures(
     if target.is_dir(): return target
     partial = target.with_name(target.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
-    if source: take_pictures(source, partial, pictures)
-    else: make_pictures(partial, pictures, seed)
+    if source:
+        take_pictures(source, partial, pictures)
+    else:
+        make_pictures(partial, pictures, seed)
     return partial.rename(target)
 
 
@@ -153,7 +176,8 @@ class Job:
     seed: int
 
     @property
-    def work(self) -> Workload: return WORKLOADS[self.workload]
+    def work(self) -> Workload:
+        return WORKLOADS[self.workload]
 
 
 def num_classes(job: Job) -> int:
@@ -166,7 +190,8 @@ def make_model(job: Job):
     import torch
 
     torch.manual_seed(job.seed)
-    if job.work.model == "Linear": model = torch.nn.Linear(job.work.image_size, num_classes(job))
+    if job.work.model == "Linear":
+        model = torch.nn.Linear(job.work.image_size, num_classes(job))
     else:
         from pytorch_course.model import build_model
         shape = {"input_shape": job.work.channels, "output_shape": num_classes(job), "image_size": job.work.image_size}
@@ -178,10 +203,14 @@ def make_model(job: Job):
 
 class Batches:
     "Batches in memory. Not a plain list, which Lightning takes for several dataloaders."
-    def __init__(self, batches: list): self.batches = batches
-    def __len__(self) -> int: return len(self.batches)
-    def __iter__(self) -> Iterator[tuple]: return iter(self.batches)
-    def __getitem__(self, i: int) -> tuple: return self.batches[i]
+    def __init__(self, batches: list):
+        self.batches = batches
+    def __len__(self) -> int:
+        return len(self.batches)
+    def __iter__(self) -> Iterator[tuple]:
+        return iter(self.batches)
+    def __getitem__(self, i: int) -> tuple:
+        return self.batches[i]
 
 
 def random_batches(job: Job) -> list[Batches]:
@@ -201,7 +230,8 @@ def make_datasets(job: Job) -> list:
     from torchvision.transforms import Compose, Grayscale, Resize, ToTensor
 
     steps = [Resize((job.work.image_size, job.work.image_size)), ToTensor()]
-    if job.work.channels == 1: steps.insert(0, Grayscale())
+    if job.work.channels == 1:
+        steps.insert(0, Grayscale())
     return [ImageFolder(f"{job.folder}/{split}", Compose(steps)) for split in ("train", "test")]
 
 
@@ -218,4 +248,7 @@ def make_loaders(
     options = {"batch_size": job.work.batch_size, "num_workers": job.num_workers} | options
     train_dataset, test_dataset = datasets or make_datasets(job)
     generator = torch.Generator().manual_seed(job.seed)
-    return [DataLoader(train_dataset, shuffle=True, generator=generator, **options), DataLoader(test_dataset, **options)]
+    return [
+        DataLoader(train_dataset, shuffle=True, generator=generator, **options),
+        DataLoader(test_dataset, **options),
+    ]

@@ -18,7 +18,9 @@ from .graph_drawing import GraphNode, GraphDrawing, draw_nodes, merge_nodes
 # %% ../nbs/03_gradients.ipynb #75373284
 def topological_sort(
     root: Hashable,  # where to start: the result of a computation
-    inputs_of: Callable[[Hashable], Iterable[Hashable]],  # returns the nodes that a node was computed from
+    inputs_of: Callable[
+        [Hashable], Iterable[Hashable]
+    ],  # returns the nodes that a node was computed from
 ) -> list:  # every node that `root` depends on, once: inputs before users, `root` last
     "List a graph so that every node comes after all of its inputs."
     order, seen, stack = [], {root}, [(root, iter(inputs_of(root)))]
@@ -91,11 +93,16 @@ class Value:
         return Value(max(self.data, 0.0), [(self, float(self.data > 0))], "relu")
 
     __radd__, __rmul__ = __add__, __mul__
-    def __neg__(self): return self * -1
-    def __sub__(self, other): return self + -_as_value(other)
-    def __rsub__(self, other): return -self + other
-    def __truediv__(self, other): return self * _as_value(other) ** -1
-    def __rtruediv__(self, other): return self**-1 * other
+    def __neg__(self):
+        return self * -1
+    def __sub__(self, other):
+        return self + -_as_value(other)
+    def __rsub__(self, other):
+        return -self + other
+    def __truediv__(self, other):
+        return self * _as_value(other) ** -1
+    def __rtruediv__(self, other):
+        return self**-1 * other
 
     def backward_steps(self) -> Iterator[BackwardStep]:
         "Do the work of `backward` and report every use of the chain rule."
@@ -119,9 +126,13 @@ def _as_value(number):
 
 def _check_power(base, exponent):
     if isinstance(exponent, Value):
-        raise ValueError(f"the exponent must be a plain number, got {exponent!r}: write (x.log() * y).exp()")
+        raise ValueError(
+            f"the exponent must be a plain number, got {exponent!r}: write (x.log() * y).exp()"
+        )
     if (base < 0 and exponent % 1) or (base == 0 and exponent < 1 and exponent != 0):
-        raise ValueError(f"{base:g} ** {exponent:g} has no real, finite slope: keep the base above 0")
+        raise ValueError(
+            f"{base:g} ** {exponent:g} has no real, finite slope: keep the base above 0"
+        )
 
 # %% ../nbs/03_gradients.ipynb #67c4256d
 def _shape(shape):
@@ -131,7 +142,11 @@ def _shape(shape):
 def _tensor_lines(title, tensor):
     "What a box says about a tensor: name, value or shape, gradient if there is one."
     grad = tensor.grad if (tensor.is_leaf or tensor.retains_grad) and not tensor.is_meta else None
-    value = f"= {tensor.item():.4g}" if tensor.dim() == 0 and not tensor.is_meta else _shape(tensor.shape)
+    value = (
+        f"= {tensor.item():.4g}"
+        if tensor.dim() == 0 and not tensor.is_meta
+        else _shape(tensor.shape)
+    )
     lines = [("title", title), ("detail", value)]
     if grad is not None:
         norm = f"{_shape(grad.shape)}, norm {grad.norm().item():.3g}"
@@ -144,7 +159,9 @@ def _function_lines(fn):
     title = re.sub(r"Backward\d*$", "", fn.name().rpartition("::")[2])
     if fn.name() == "PowBackward0":
         title += f" {fn._saved_exponent:g}"
-    metadata = getattr(fn, "_input_metadata", ())  # of what backward receives: the shape of the result
+    metadata = getattr(
+        fn, "_input_metadata", ()
+    )  # of what backward receives: the shape of the result
     shape = metadata[0].shape if metadata else ()
     return [("title", title)] + ([("detail", _shape(shape))] if len(shape) else [])
 
@@ -170,11 +187,18 @@ def _tensor_graph(output, params):
             between.setdefault(tensor.grad_fn, {})[tensor] = None
     for fn in topological_sort(output.grad_fn, _inputs_of):
         boxes[fn] = box = _function_box(fn, names, [boxes[earlier] for earlier in _inputs_of(fn)])
-        for tensor in between.get(fn, ()):  # results on the way that have a name: say it with their operation
+        for tensor in between.get(
+            fn, ()
+        ):  # results on the way that have a name: say it with their operation
             box.name = box.name or names[tensor]
-            box.lines += [line for line in _tensor_lines(names[tensor], tensor) if line not in box.lines]
+            box.lines += [
+                line for line in _tensor_lines(names[tensor], tensor) if line not in box.lines
+            ]
     name = names.get(output, "output")
-    return [*boxes.values(), GraphNode("output", _tensor_lines(name, output), [boxes[output.grad_fn]], name)]
+    return [
+        *boxes.values(),
+        GraphNode("output", _tensor_lines(name, output), [boxes[output.grad_fn]], name),
+    ]
 
 
 def _value_graph(output):
@@ -183,14 +207,24 @@ def _value_graph(output):
     for value in topological_sort(output, lambda value: [source for source, _ in value.inputs]):
         kind = "output" if value is output else "op" if value.op else "leaf"
         title = " ".join(filter(None, [value.op, value.label])) or "constant"
-        lines = [("title", title), ("detail", f"= {value.data:.4g}"), ("accent", f"grad {value.grad:.4g}")]
-        boxes[value] = GraphNode(kind, lines, [boxes[source] for source, _ in value.inputs], value.label)
+        lines = [
+            ("title", title),
+            ("detail", f"= {value.data:.4g}"),
+            ("accent", f"grad {value.grad:.4g}"),
+        ]
+        boxes[value] = GraphNode(
+            kind, lines, [boxes[source] for source, _ in value.inputs], value.label
+        )
     return list(boxes.values())
 
 # %% ../nbs/03_gradients.ipynb #2c711f65
 def _skip_transposes(boxes):
     "Let a weight flow straight into its layer: drop the `T` between."
-    skipped = {box: box.inputs[0] for box in boxes if box.lines[0][1] == "T" and box.inputs[0].kind == "leaf"}
+    skipped = {
+        box: box.inputs[0]
+        for box in boxes
+        if box.lines[0][1] == "T" and box.inputs[0].kind == "leaf"
+    }
     for box in boxes:
         box.inputs = [skipped.get(source, source) for source in box.inputs]
     return [box for box in boxes if box not in skipped]
@@ -199,8 +233,11 @@ def _skip_transposes(boxes):
 def _unused_notes(output, params):
     "A box that lists the named tensors that the output does not depend on."
     used = {getattr(fn, "variable", fn) for fn in topological_sort(output.grad_fn, _inputs_of)}
-    unused = [name if tensor.requires_grad else f"{name}: requires_grad=False"
-              for name, tensor in params.items() if tensor not in used and tensor.grad_fn not in used]
+    unused = [
+        name if tensor.requires_grad else f"{name}: requires_grad=False"
+        for name, tensor in params.items()
+        if tensor not in used and tensor.grad_fn not in used
+    ]
     shown = unused if len(unused) < 6 else [*unused[:4], f"… and {len(unused) - 4} more"]
     lines = [("title", "not in this graph"), *(("detail", text) for text in shown)]
     return [GraphNode("note", lines)] if unused else []
@@ -223,7 +260,8 @@ def draw_graph(
     output: Tensor | Value,  # the result whose graph is drawn, for example a loss
     params: Mapping[str, Tensor] | nn.Module | None = None,  # tensors by name, or a model
     *,
-    summarize: bool | None = None,  # merge layers and chains of operations; `None`: if more than 20 boxes
+    summarize: bool
+    | None = None,  # merge layers and chains of operations; `None`: if more than 20 boxes
     max_nodes: int = 40,  # the most boxes a summary shows; a note counts the others
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
     """Draw what autograd recorded for `output`: leaves at the top, operations, the result at the bottom.
@@ -246,14 +284,18 @@ def draw_graph(
 
 def _named_tensors(params):
     named = dict(params.named_parameters()) if isinstance(params, nn.Module) else params or {}
-    if not isinstance(named, Mapping) or not all(isinstance(tensor, Tensor) for tensor in named.values()):
+    if not isinstance(named, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in named.values()
+    ):
         raise ValueError(f"params must be a dict of name: tensor or a model, got {params!r:.60}")
     return named
 
 
 def _check_recorded(output):
     if not isinstance(output, Tensor):
-        raise ValueError(f"draw_graph draws a tensor or a Value, got {type(output).__name__}: pass the loss")
+        raise ValueError(
+            f"draw_graph draws a tensor or a Value, got {type(output).__name__}: pass the loss"
+        )
     if output.grad_fn is None:
         start = f"there is no graph behind this tensor of shape {_shape(output.shape)}"
         raise ValueError(f"{start}: {_why_not_recorded(output)}")
@@ -264,5 +306,7 @@ def _why_not_recorded(output):
         return "it is a leaf, not computed from anything. Draw something computed from it, such as its sum"
     if output.is_inference():
         return "it was computed inside torch.inference_mode(). Compute it again outside of it"
-    return ("no input has requires_grad=True, or it was detached or computed inside torch.no_grad(). "
-            "Call requires_grad_() on an input and compute it again with recording on")
+    return (
+        "no input has requires_grad=True, or it was detached or computed inside torch.no_grad(). "
+        "Call requires_grad_() on an input and compute it again with recording on"
+    )

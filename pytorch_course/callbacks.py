@@ -59,32 +59,38 @@ def watched(trainer: Trainer, monitor: str) -> float:
 
 class MetricMonitor(Callback):
     "Base of callbacks that look out for a new best of one number of the history. A NaN is never better."
+
     def __init__(
         self,
         monitor: str,  # name of a column, for example "valid_loss" or "valid_acc"
-        mode: str | None = None,  # "min" or "max"; `None`: "min" for names with loss, error, mae, mse, rmse, perplexity, else "max"
+        mode: str
+        | None = None,  # "min" or "max"; `None`: "min" for names with loss, error, mae, mse, rmse, perplexity, else "max"
         min_delta: float = 0.0,  # must be better by more than this
     ):
         small = {"loss", "error", "mae", "mse", "rmse", "perplexity"} & set(monitor.split("_"))
         mode = mode or ("min" if small else "max")
-        if mode not in ("min", "max"): raise ValueError(f'mode must be "min" or "max", not {mode!r}')
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode must be "min" or "max", not {mode!r}')
         if not min_delta >= 0: raise ValueError(f"min_delta must be 0 or more, not {min_delta}")
         self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
 
     remembers = ("best", "best_epoch")
 
-    def before_fit(self, trainer): self.best, self.best_epoch = math.inf if self.mode == "min" else -math.inf, None
+    def before_fit(self, trainer):
+        self.best, self.best_epoch = math.inf if self.mode == "min" else -math.inf, None
 
     def improved(self, trainer) -> bool:
         "Whether the last epoch is the best of this `fit`; remembers it if so."
         value = watched(trainer, self.monitor)
         better = value < self.best - self.min_delta if self.mode == "min" else value > self.best + self.min_delta
-        if better: self.best, self.best_epoch = value, trainer.history[-1]["epoch"]
+        if better:
+            self.best, self.best_epoch = value, trainer.history[-1]["epoch"]
         return better
 
 # %% ../nbs/3_training/40_callbacks.ipynb #7b7be4f2
 class EarlyStopping(MetricMonitor):
     "Stop training when a number has not improved for `patience` epochs in a row. The weights are those of the last epoch; see `BestWeights`."
+
     remembers = (*MetricMonitor.remembers, "waited")
 
     def __init__(
@@ -106,7 +112,8 @@ class EarlyStopping(MetricMonitor):
         self.waited = 0 if self.improved(trainer) else self.waited + 1
         if self.waited < self.patience: return
         trainer.stop = True
-        if trainer.progress: print(f"stopped: {self.monitor} has not improved for {self.waited} epochs (best: {self.best:.4f})")
+        if trainer.progress:
+            print(f"stopped: {self.monitor} has not improved for {self.waited} epochs (best: {self.best:.4f})")
 
 # %% ../nbs/3_training/40_callbacks.ipynb #5c05bb25
 class BestWeights(MetricMonitor):
@@ -125,10 +132,12 @@ class BestWeights(MetricMonitor):
         self.weights = None
 
     def after_epoch(self, trainer):
-        if self.improved(trainer): self.weights = copy.deepcopy(trainer.model.state_dict())  # a state_dict aliases the live weights
+        if self.improved(trainer):
+            self.weights = copy.deepcopy(trainer.model.state_dict())  # a state_dict aliases the live weights
 
     def after_fit(self, trainer):
-        if self.weights is not None: trainer.model.load_state_dict(self.weights)
+        if self.weights is not None:
+            trainer.model.load_state_dict(self.weights)
         self.weights = None  # the memory is free again
 
 # %% ../nbs/3_training/40_callbacks.ipynb #d1123d54
@@ -137,7 +146,8 @@ def _scale_gradients(trainer: Trainer, factor: float):
     if factor == 1: return
     for group in trainer.optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None: parameter.grad.mul_(factor)
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
 
 class GradientAccumulation(Callback):
@@ -156,15 +166,20 @@ class GradientAccumulation(Callback):
         self.batches = batches
 
     def before_fit(self, trainer):
-        try: self.total = len(trainer.train_dataloader)
+        try:
+            self.total = len(trainer.train_dataloader)
         except TypeError:
-            raise ValueError("GradientAccumulation needs a training dataloader with a length, to know which batch is the last") from None
+            raise ValueError(
+                "GradientAccumulation needs a training dataloader with a length, to know which batch is the last"
+            ) from None
 
-    def before_epoch(self, trainer): self.seen, self.samples = 0, 0
+    def before_epoch(self, trainer):
+        self.seen, self.samples = 0, 0
 
     def before_batch(self, trainer):
         size = len(trainer.batch[1])
-        if self.samples: _scale_gradients(trainer, self.size / size)  # now the gradient of this batch can simply be added
+        if self.samples:
+            _scale_gradients(trainer, self.size / size)  # now the gradient of this batch can simply be added
         self.size, self.samples, self.seen = size, self.samples + size, self.seen + 1
         trainer.hold = self.seen % self.batches != 0 and self.seen < self.total
 
@@ -186,9 +201,11 @@ class GradientClipping(Callback):
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm, self.norms = max_norm, []
 
-    def state_dict(self) -> dict: return {"norms": torch.stack([norm.cpu() for norm in self.norms]) if self.norms else torch.zeros(0)}
+    def state_dict(self) -> dict:
+        return {"norms": torch.stack([norm.cpu() for norm in self.norms]) if self.norms else torch.zeros(0)}
 
-    def load_state_dict(self, state: dict): self.norms = list(state["norms"])
+    def load_state_dict(self, state: dict):
+        self.norms = list(state["norms"])
 
     def before_fit(self, trainer):
         self.norms = []
@@ -213,7 +230,8 @@ class LRScheduler(Callback):
         per: str = "epoch",  # "epoch" or "batch": when the schedule makes a step
         monitor: str = "valid_loss",  # what `ReduceLROnPlateau` looks at
     ):
-        if per not in ("epoch", "batch"): raise ValueError(f'per must be "epoch" or "batch", not {per!r}')
+        if per not in ("epoch", "batch"):
+            raise ValueError(f'per must be "epoch" or "batch", not {per!r}')
         self.make_scheduler, self.per, self.monitor = make_scheduler, per, monitor
         self.scheduler, self.lrs = None, []
 
@@ -221,9 +239,11 @@ class LRScheduler(Callback):
         if self.scheduler is None or self.scheduler.optimizer is not trainer.optimizer:
             self.scheduler, self.lrs = self.make_scheduler(trainer.optimizer), []
         self.on_plateau = isinstance(self.scheduler, ReduceLROnPlateau)
-        if self.on_plateau and self.per == "batch": raise ValueError('ReduceLROnPlateau looks at whole epochs; use per="epoch"')
+        if self.on_plateau and self.per == "batch":
+            raise ValueError('ReduceLROnPlateau looks at whole epochs; use per="epoch"')
 
-    def state_dict(self) -> dict: return {"scheduler": self.scheduler.state_dict(), "lrs": self.lrs}
+    def state_dict(self) -> dict:
+        return {"scheduler": self.scheduler.state_dict(), "lrs": self.lrs}
 
     def load_state_dict(self, state: dict):
         self.scheduler.load_state_dict(state["scheduler"])
@@ -235,10 +255,12 @@ class LRScheduler(Callback):
 
     def after_batch(self, trainer):
         if self.per == "epoch" or trainer.hold: return
-        if trainer.scaler.get_scale() >= self.scale: self.scheduler.step()  # a lower scale: this step was skipped
+        if trainer.scaler.get_scale() >= self.scale:
+            self.scheduler.step()  # a lower scale: this step was skipped
 
     def after_epoch(self, trainer):
-        if self.per == "epoch": self.scheduler.step(*[watched(trainer, self.monitor)] if self.on_plateau else [])
+        if self.per == "epoch":
+            self.scheduler.step(*[watched(trainer, self.monitor)] if self.on_plateau else [])
 
 # %% ../nbs/3_training/40_callbacks.ipynb #f983fe79
 @dataclass(frozen=True)
@@ -259,8 +281,12 @@ class LRRangeTest:
         "The learning rate where the loss falls most steeply. Raises `ValueError` if it never fell."
         falling = self.smoothed[: self.smoothed.argmin() + 1]
         if len(falling) < 2:
-            raise ValueError(f"the loss never fell between {self.lrs[0]:g} and {self.lrs[-1]:g}; begin lower, or look for a bug in the model")
-        return self.lrs[int(falling.diff().argmin())]  # the rates are equally spaced on a log scale, so differences are slopes
+            raise ValueError(
+                f"the loss never fell between {self.lrs[0]:g} and {self.lrs[-1]:g}; begin lower, or look for a bug in the model"
+            )
+        return self.lrs[
+            int(falling.diff().argmin())
+        ]  # the rates are equally spaced on a log scale, so differences are slopes
 
     def plot(self):
         "A Matplotlib figure: loss over learning rate, with the suggestion as a line if there is one."
@@ -268,10 +294,16 @@ class LRRangeTest:
         smoothed = self.smoothed
         axes[0, 0].semilogx(self.lrs, self.losses, ".", alpha=0.4, label="batches")
         axes[0, 0].semilogx(self.lrs, smoothed, label="smoothed")
-        if smoothed.argmin() > 0: axes[0, 0].axvline(self.suggestion, color="gray", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
+        if smoothed.argmin() > 0:
+            axes[0, 0].axvline(self.suggestion, color="gray", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
         bottom, start = smoothed.min().item(), smoothed[0].item()
         margin = max(start - bottom, 0.1 * abs(start), 1e-6)
-        axes[0, 0].set(title="Learning rate test", xlabel="learning rate", ylabel="loss", ylim=(bottom - 0.2 * margin, start + 0.6 * margin))
+        axes[0, 0].set(
+            title="Learning rate test",
+            xlabel="learning rate",
+            ylabel="loss",
+            ylim=(bottom - 0.2 * margin, start + 0.6 * margin),
+        )
         axes[0, 0].legend()
         return figure
 
@@ -288,9 +320,11 @@ def preserve_rng_state(
     states = [(generator, generator.get_state()) for generator in found if isinstance(generator, torch.Generator)]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []): yield
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
-        for generator, state in states: generator.set_state(state)
+        for generator, state in states:
+            generator.set_state(state)
         random.setstate(python)
         np.random.set_state(numpy)
 
@@ -299,7 +333,8 @@ def _endless(dataloader: DataLoader) -> Iterator:
     "Batches, over and over again. Raises `ValueError` when there is none."
     while True:
         batch = None
-        for batch in dataloader: yield batch
+        for batch in dataloader:
+            yield batch
         if batch is None: raise ValueError("the dataloader gave no batch")
 
 
@@ -315,15 +350,20 @@ def find_learning_rate(
     Source: Smith 2017, https://arxiv.org/abs/1506.01186. Raises `ValueError` without an optimizer, for rates that do not rise, fewer than
     10 steps, or an empty dataloader.
     """
-    if trainer.optimizer is None: raise ValueError("find_learning_rate needs an optimizer: Trainer(model, loss_fn, optimizer)")
-    if not 0 < low < high: raise ValueError(f"rates must rise from above 0, not from {low} to {high}")
+    if trainer.optimizer is None:
+        raise ValueError("find_learning_rate needs an optimizer: Trainer(model, loss_fn, optimizer)")
+    if not 0 < low < high:
+        raise ValueError(f"rates must rise from above 0, not from {low} to {high}")
     if steps < 10: raise ValueError(f"steps must be at least 10, not {steps}")
     twin = copy.copy(trainer)
-    twin.model, twin.optimizer = copy.deepcopy((trainer.model, trainer.optimizer))  # together, so that the one refers to the other
+    twin.model, twin.optimizer = copy.deepcopy(
+        (trainer.model, trainer.optimizer)
+    )  # together, so that the one refers to the other
     twin.callbacks, twin.metrics, twin.history = [], {}, []
     twin.autocast, twin.scaler = autocast_and_scaler(twin.precision, twin.device)
     dataloader = copy.copy(dataloader)
-    if isinstance(dataloader, DataLoader): dataloader._iterator = None  # living workers belong to the original
+    if isinstance(dataloader, DataLoader):
+        dataloader._iterator = None  # living workers belong to the original
     with preserve_rng_state(dataloader, twin.device):
         lrs, losses = np.geomspace(low, high, steps).tolist(), []
         twin.epoch(_rising(twin, prefetch_to_device(_endless(dataloader), twin.device), lrs, losses), training=True)
@@ -334,7 +374,8 @@ def _rising(twin: Trainer, batches: Iterator, lrs: list[float], losses: list[flo
     "Batches for an epoch of `twin`: sets the rate before each of them, appends the loss after it, ends when the loss explodes."
     window, best = max(3, len(lrs) // 20), math.inf
     for lr, batch in zip(lrs, batches):
-        for group in twin.optimizer.param_groups: group["lr"] = lr
+        for group in twin.optimizer.param_groups:
+            group["lr"] = lr
         yield batch  # comes back when the step is done
         loss = twin.meter.losses[-1].item()
         if not math.isfinite(loss): return
@@ -353,12 +394,15 @@ def _in_notebook() -> bool:
 
 class LivePlot(Callback):
     "Draw the loss curves in a notebook and redraw them in place after every epoch; anywhere else, do nothing."
-    def before_fit(self, trainer): self.handle, self.active = None, _in_notebook()
+    def before_fit(self, trainer):
+        self.handle, self.active = None, _in_notebook()
 
     def after_epoch(self, trainer):
         if not self.active: return
         from IPython.display import display  # only where there is a notebook
         names = dict.fromkeys(name for row in trainer.history for name in row)
         figure = plot_loss_curves({name: [row.get(name, math.nan) for row in trainer.history] for name in names})
-        if self.handle is None: self.handle = display(figure, display_id=True)
-        else: self.handle.update(figure)
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)

@@ -17,16 +17,28 @@ import numpy as np
 import torch
 from torch import nn
 from . import __version__
-from .weights_files import ModelFileError, explain_file_errors, to_plain_values, read_weights_file, write_weights_file
+from pytorch_course.weights_files import (
+    ModelFileError,
+    explain_file_errors,
+    to_plain_values,
+    read_weights_file,
+    write_weights_file,
+)
 
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #cac49a0f
 def get_rng_state() -> dict:  # tensors, numbers, strings and lists only
     "State of the random generators of Python, NumPy, PyTorch, and of every GPU in use."
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
-    state = {"python": [version, list(numbers), gauss], "numpy": [name, keys.tolist(), *rest], "torch": torch.get_rng_state()}
-    if torch.cuda.is_initialized(): state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available(): state["mps"] = torch.mps.get_rng_state()
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -39,8 +51,10 @@ def set_rng_state(
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if len(state.get("cuda", [])) == torch.cuda.device_count() > 0: torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state["mps"])
+    if len(state.get("cuda", [])) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #db7d556a
 def _named(things, kind: str) -> dict:
@@ -65,7 +79,8 @@ def save_checkpoint(
     Raises `ValueError` for another ending and for a value that could not be loaded safely; then no file is touched.
     """
     path = Path(path)
-    if path.suffix not in (".pt", ".pth"): raise ValueError(f"a checkpoint's name must end in .pt or .pth, not {path.name!r}")
+    if path.suffix not in (".pt", ".pth"):
+        raise ValueError(f"a checkpoint's name must end in .pt or .pth, not {path.name!r}")
     content = {
         "format": CHECKPOINT_FORMAT,
         "version": __version__,
@@ -88,7 +103,10 @@ class LoadReport:
     missing: list[str]  # names in the model that the file does not have
     unexpected: list[str]  # names in the file, after renaming, that the model does not have
     wrong_shape: dict[str, tuple]  # name: (shape in the file, shape in the model)
-    class_names: tuple[list | None, list | None] = (None, None)  # what the outputs mean, in the file and to you, as far as it is known
+    class_names: tuple[list | None, list | None] = (
+        None,
+        None,
+    )  # what the outputs mean, in the file and to you, as far as it is known
 
     @property
     def complete(self) -> bool:
@@ -125,7 +143,9 @@ class LoadReport:
         return "\n".join([title, *(f"  {kind:13} {count:4}  {names}" for kind, count, names in self.rows())])
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{kind}</td><td>{count}</td><td>{escape(names)}</td></tr>" for kind, count, names in self.rows())
+        rows = "".join(
+            f"<tr><td>{kind}</td><td>{count}</td><td>{escape(names)}</td></tr>" for kind, count, names in self.rows()
+        )
         head = "<tr><th></th><th>tensors</th><th>the first of them</th></tr>"
         return f"<table><caption>weights from {escape(Path(self.source).name)}</caption>{head}{rows}</table>"
 
@@ -149,8 +169,13 @@ def match_state_dict(
     model: nn.Module,  # not changed
     weights: Mapping[str, torch.Tensor],  # a state dict, perhaps of another model
     source: str = "the given weights",  # where it comes from, for the report
-    rename: dict[str, str] | Callable[[str], str] | None = None,  # `{"old prefix": "new prefix"}`, or old name to new name
-    class_names: tuple[list | None, list | None] = (None, None),  # what the outputs mean, there and here, for the report
+    rename: dict[str, str]
+    | Callable[[str], str]
+    | None = None,  # `{"old prefix": "new prefix"}`, or old name to new name
+    class_names: tuple[list | None, list | None] = (
+        None,
+        None,
+    ),  # what the outputs mean, there and here, for the report
 ) -> tuple[LoadReport, dict]:  # what fits and what does not; the part of the weights that fits, under the model's names
     "Compare names and shapes; what `torch.compile` and wrappers for several GPUs add to names does not matter. Raises `ValueError` when two names become one."
     own, theirs = model.state_dict(), {}
@@ -163,8 +188,10 @@ def match_state_dict(
     report = LoadReport(source, [], missing, unexpected, {}, class_names)
     for name in (name for name in ours if name in theirs):
         there, here = (tuple(getattr(value, "shape", ())) for value in (theirs[name], own[ours[name]]))
-        if there == here: report.matched.append(name)
-        else: report.wrong_shape[name] = there, here
+        if there == here:
+            report.matched.append(name)
+        else:
+            report.wrong_shape[name] = there, here
     return report, {ours[name]: theirs[name] for name in report.matched}
 
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #4f0e3fb5
@@ -174,7 +201,9 @@ def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
     if unknown := sorted(set(given) - set(saved)):
         raise ModelFileError(f"it has no {kind} named {', '.join(unknown)}, only {', '.join(saved) or 'none'}")
     if training and (left := sorted(set(saved) - set(given))):
-        raise ModelFileError(f"to resume training, give all {kind} it was saved with, also {', '.join(left)}; to evaluate, say training=False")
+        raise ModelFileError(
+            f"to resume training, give all {kind} it was saved with, also {', '.join(left)}; to evaluate, say training=False"
+        )
     return [(name, thing, saved[name]) for name, thing in given.items()]
 
 
@@ -183,8 +212,12 @@ def _check_same_kind(name: str, thing, saved: dict):
     if type(thing).__name__ != saved["class"]:
         raise ModelFileError(f"{name} was {saved['class']} when it was saved, now it is {type(thing).__name__}")
     if isinstance(thing, torch.optim.Optimizer):
-        there, here = ([len(group["params"]) for group in groups] for groups in (saved["state"]["param_groups"], thing.param_groups))
-        if there != here: raise ModelFileError(f"{name} had {there} parameters in its groups when it was saved, now {here}")
+        there, here = (
+            [len(group["params"]) for group in groups]
+            for groups in (saved["state"]["param_groups"], thing.param_groups)
+        )
+        if there != here:
+            raise ModelFileError(f"{name} had {there} parameters in its groups when it was saved, now {here}")
 
 
 def _fill_all(to_fill: list[tuple], random_state: dict | None):
@@ -192,14 +225,20 @@ def _fill_all(to_fill: list[tuple], random_state: dict | None):
     before = [(thing, copy.deepcopy(thing.state_dict())) for _, thing, _ in to_fill]
     dice, name = get_rng_state(), None
     try:
-        for name, thing, state in to_fill: thing.load_state_dict(state)
+        for name, thing, state in to_fill:
+            thing.load_state_dict(state)
         name = "random_state"
-        if random_state: set_rng_state(random_state)
+        if random_state:
+            set_rng_state(random_state)
     except BaseException as error:
-        for thing, state in before: thing.load_state_dict(state)
+        for thing, state in before:
+            thing.load_state_dict(state)
         set_rng_state(dice)
-        if not isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)): raise
-        raise ModelFileError(f"{name} does not take its state back ({type(error).__name__}: {error}); nothing was changed") from error
+        if not isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)):
+            raise
+        raise ModelFileError(
+            f"{name} does not take its state back ({type(error).__name__}: {error}); nothing was changed"
+        ) from error
 
 
 def load_checkpoint(
@@ -218,16 +257,23 @@ def load_checkpoint(
     path = Path(path)
     with explain_file_errors(path):
         content = read_weights_file(path)
-        if content.get("format") != CHECKPOINT_FORMAT: raise ModelFileError("not a checkpoint of this course; load_weights in pytorch_course.transfer_weights takes weights from most files")
+        if content.get("format") != CHECKPOINT_FORMAT:
+            raise ModelFileError(
+                "not a checkpoint of this course; load_weights in pytorch_course.transfer_weights takes weights from most files"
+            )
         to_fill = []
         for name, model, weights in _pairs(models, content, "models", training):
-            report, fitting = match_state_dict(model, weights, str(path), class_names=(content["values"].get("class_names"), class_names))
-            if not report.complete: raise ModelFileError(f"{name} does not fit: {report.describe_mismatches()}")
+            report, fitting = match_state_dict(
+                model, weights, str(path), class_names=(content["values"].get("class_names"), class_names)
+            )
+            if not report.complete:
+                raise ModelFileError(f"{name} does not fit: {report.describe_mismatches()}")
             to_fill.append((name, model, fitting))
         for kind, things in (("optimizers", optimizers), ("schedulers", schedulers)):
             for name, thing, saved in _pairs(things, content, kind, training):
                 _check_same_kind(name, thing, saved)
                 to_fill.append((name, thing, saved["state"]))
         _fill_all(to_fill, content["random_state"] if training else None)
-        for model in _named(models, "models").values(): model.train(training)
+        for model in _named(models, "models").values():
+            model.train(training)
     return content["values"]

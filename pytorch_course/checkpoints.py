@@ -45,13 +45,19 @@ class CheckpointManager:
         self.folder = Path(self.folder)
         for name, least in (("keep", 1), ("every_steps", 1), ("every_seconds", 0)):
             value = getattr(self, name)
-            if value is not None and value < least: raise ValueError(f"{name} must be at least {least}, not {value}")
-        if not 0 < self.budget <= 1: raise ValueError(f"budget must be above 0 and at most 1, not {self.budget}")
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"budget must be above 0 and at most 1, not {self.budget}")
         self.seconds, self.saved_at, self.saved_step = 0.0, time.monotonic(), 0
 
     def paths(self) -> list[Path]:
         "The checkpoints there are, the newest first."
-        found = [(int(number[1]), path) for path in self.folder.glob("step-*.pt") if (number := re.fullmatch(r"step-(\d+)\.pt", path.name))]
+        found = [
+            (int(number[1]), path)
+            for path in self.folder.glob("step-*.pt")
+            if (number := re.fullmatch(r"step-(\d+)\.pt", path.name))
+        ]
         return [path for _, path in sorted(found, reverse=True)]
 
     def prepare(
@@ -67,10 +73,15 @@ class CheckpointManager:
             proof = self.folder/f".writable.{os.getpid()}.part"
             proof.touch()
             proof.unlink()
-        except OSError as error: raise CheckpointError(f"cannot write checkpoints to {self.folder}: {error.strerror}; choose another folder") from None
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write checkpoints to {self.folder}: {error.strerror}; choose another folder"
+            ) from None
         remove_stale_files(self.folder)
         if not resume and (there := self.paths()):
-            raise ValueError(f"{self.folder} holds checkpoints of an earlier training ({there[0].name}); go on with resume=True, or choose another folder")
+            raise ValueError(
+                f"{self.folder} holds checkpoints of an earlier training ({there[0].name}); go on with resume=True, or choose another folder"
+            )
 
     def due(
         self,
@@ -93,9 +104,12 @@ class CheckpointManager:
         """
         start, path = time.monotonic(), self.folder/f"step-{step:08d}.pt"
         self._check_weights(step, content["models"])
-        try: save_checkpoint(path, **content)
-        except OSError as error: raise CheckpointError(f"{error}; {self._last_good()}") from error
-        for old in self._superfluous(path): old.unlink(missing_ok=True)
+        try:
+            save_checkpoint(path, **content)
+        except OSError as error:
+            raise CheckpointError(f"{error}; {self._last_good()}") from error
+        for old in self._superfluous(path):
+            old.unlink(missing_ok=True)
         self.saved_at, self.saved_step = time.monotonic(), step
         self.seconds = self.saved_at - start
         return path
@@ -110,9 +124,14 @@ class CheckpointManager:
 
     def _check_weights(self, step: int, models):
         for model in models.values() if isinstance(models, Mapping) else [models]:
-            for name, value in model.named_parameters():  # a buffer may be infinite on purpose: the mask of an attention, for example
+            for (
+                name,
+                value,
+            ) in model.named_parameters():  # a buffer may be infinite on purpose: the mask of an attention, for example
                 if not value.isfinite().all():
-                    raise ValueError(f"at step {step} the weights {name} are no longer finite, so nothing was saved; {self._last_good()}")
+                    raise ValueError(
+                        f"at step {step} the weights {name} are no longer finite, so nothing was saved; {self._last_good()}"
+                    )
 
     def newest(self) -> tuple[Path, dict] | None:
         """The newest checkpoint that is whole, and the `values` in it; `None` when there is none at all.
@@ -121,14 +140,19 @@ class CheckpointManager:
         """
         damaged = []
         for path in self.paths():
-            try: values = load_checkpoint(path, models={}, training=False)
+            try:
+                values = load_checkpoint(path, models={}, training=False)
             except ModelFileError as error:
                 damaged.append(str(error))
                 continue
             self.saved_at, self.saved_step = time.monotonic(), int(path.stem.removeprefix("step-"))
-            for reason in damaged: warnings.warn(f"{reason}; going back to {path.name}", ResumeWarning, stacklevel=2)
+            for reason in damaged:
+                warnings.warn(f"{reason}; going back to {path.name}", ResumeWarning, stacklevel=2)
             return path, values
-        if damaged: raise ModelFileError(f"none of the {len(damaged)} checkpoints in {self.folder} can be used; the newest: {damaged[0]}")
+        if damaged:
+            raise ModelFileError(
+                f"none of the {len(damaged)} checkpoints in {self.folder} can be used; the newest: {damaged[0]}"
+            )
         return None
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #8dc23bd8
@@ -137,22 +161,28 @@ class GracefulShutdown:
 
     Does nothing outside the main thread, where Python does not allow it, and leaves alone a signal that is ignored (`nohup`).
     """
-    def __init__(self): self.received, self.before = None, {}
+    def __init__(self):
+        self.received, self.before = None, {}
 
     def __enter__(self) -> "GracefulShutdown":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN: self.before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error):
-        for number, handler in self.before.items(): signal.signal(number, handler)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
         self.before = {}
 
     def _note(self, number: int, frame):
-        if self.received: self.leave("stopped at once")
+        if self.received:
+            self.leave("stopped at once")
         self.received = number
-        os.write(2, b"\nfinishing this step and saving; once more to stop at once\n")  # `print` may not be used in a signal handler
+        os.write(
+            2, b"\nfinishing this step and saving; once more to stop at once\n"
+        )  # `print` may not be used in a signal handler
 
     def leave(
         self,

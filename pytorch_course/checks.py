@@ -17,7 +17,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 # %% ../nbs/3_training/33_checks.ipynb #03a7c64e
 CHECKS = {
@@ -58,15 +66,18 @@ class _Report:
     def __init__(self, silence: Collection[str]):
         self.silence = {silence} if isinstance(silence, str) else set(silence)
         unknown = sorted(self.silence - CHECKS.keys())
-        if unknown: raise ValueError(f"silence: unknown {', '.join(unknown)}; the findings are {', '.join(CHECKS)}")
+        if unknown:
+            raise ValueError(f"silence: unknown {', '.join(unknown)}; the findings are {', '.join(CHECKS)}")
 
     def error(self, name: str, message: str):
-        if name not in self.silence: raise TrainingError(f'{message}. To accept it: silence=("{name}",)')
+        if name not in self.silence:
+            raise TrainingError(f'{message}. To accept it: silence=("{name}",)')
 
     def warn(self, name: str, message: str):
         if name in self.silence: return
         frame, level = sys._getframe(), 1  # the warning shall point at the user's line, not at one of this package
-        while frame.f_back and frame.f_globals["__name__"].startswith("pytorch_course."): frame, level = frame.f_back, level + 1
+        while frame.f_back and frame.f_globals["__name__"].startswith("pytorch_course."):
+            frame, level = frame.f_back, level + 1
         warnings.warn(f'{message}. To accept it: silence=("{name}",)', TrainingWarning, stacklevel=level)
 
 # %% ../nbs/3_training/33_checks.ipynb #acfb5a25
@@ -77,15 +88,18 @@ def evaluation_mode(
     "Evaluation mode inside the block; afterwards every module is in the mode it was in, even after an error."
     training = [module for module in model.modules() if module.training]
     model.eval()
-    try: yield model
+    try:
+        yield model
     finally:
-        for module in training: module.training = True
+        for module in training:
+            module.training = True
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
     "Dropout and batch normalization, and what has a dropout inside, such as `nn.LSTM(dropout=0.5)`."
     inner = getattr(module, "dropout", 0)
-    if isinstance(module, nn.modules.dropout._DropoutNd): inner = float(module.p)
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        inner = float(module.p)
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or (isinstance(inner, float) and inner > 0)
 
 
@@ -99,7 +113,7 @@ def check_eval_mode(
     names = [f"{name or 'model'} ({type(module).__name__})" for name, module in noticed]
     if names:
         report.warn("train_mode", f"{_some(names)} in training mode while measuring; call model.eval() before, or use "
-                    "`with evaluation_mode(model):`")  # fmt: skip
+                    "`with evaluation_mode(model):`")
 
 
 def _some(names: Sequence[str], at_most: int = 3) -> str:
@@ -111,8 +125,10 @@ def _some(names: Sequence[str], at_most: int = 3) -> str:
 def _refuses(model: nn.Module, X: torch.Tensor) -> bool:
     "Does the model raise an error? Trying it changes neither its statistics nor the random numbers to come."
     with evaluation_mode(model), _same_random_numbers(), torch.no_grad():
-        try: model(X)
-        except (RuntimeError, TypeError): return True
+        try:
+            model(X)
+        except (RuntimeError, TypeError):
+            return True
     return False
 
 
@@ -122,10 +138,12 @@ def _same_random_numbers() -> Iterator[None]:
     numpy = sys.modules.get("numpy")  # not imported: then nobody has drawn from it
     state, numpy_state = random.getstate(), numpy and numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]): yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         random.setstate(state)
-        if numpy: numpy.random.set_state(numpy_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
 
 
 def check_batch(
@@ -142,42 +160,51 @@ def check_batch(
     if not (torch.is_tensor(X) and torch.is_tensor(y)): return
     if X.ndim and y.ndim and len(X) != len(y):
         report.error("lengths", f"a batch of {len(X)} inputs came with {len(y)} labels; expected one label for every "
-                     "input: look at the data set's __getitem__ and at collate_fn")  # fmt: skip
+                     "input: look at the data set's __getitem__ and at collate_fn")
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), X.dtype)
     is_float = X.is_floating_point()
     takes_integers = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
     fits = torch.float64 not in (X.dtype, wanted) if is_float else takes_integers  # half precision: autocast's affair
     if X.dtype == wanted or fits or X.is_complex() or not _refuses(model, X): return
     received = f"the input is {X.dtype}, the model's weights are {wanted}"
-    if is_float: report.error("float64", f"{received}; expected the same type: convert the data, X = X.to({wanted})")
-    else: report.error("integer_input", f"{received}; expected fractions: X = X.float(), for pictures X.float() / 255")
+    if is_float:
+        report.error("float64", f"{received}; expected the same type: convert the data, X = X.to({wanted})")
+    else:
+        report.error("integer_input", f"{received}; expected fractions: X = X.float(), for pictures X.float() / 255")
 
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
 def _check_class_loss(logits: torch.Tensor, y: torch.Tensor, loss_fn: Callable, report: _Report):
     shape, received = tuple(logits.shape), f"labels of shape {tuple(y.shape)} and type {y.dtype}"
     if y.ndim == 0: return  # a single sample without a batch
     if logits.ndim < 2 or logits.shape[1] == 1:
-        return report.error("one_output", f"the model gives one output per sample, {shape}, and the loss is one for classes: "
-                            "the share of the only class is always 1, so the loss is 0 for ever; expected one output per "
-                            "class, or BCEWithLogitsLoss for a yes-or-no question")  # fmt: skip
+        return report.error(
+            "one_output",
+            f"the model gives one output per sample, {shape}, and the loss is one for classes: "
+            "the share of the only class is always 1, so the loss is 0 for ever; expected one output per "
+            "class, or BCEWithLogitsLoss for a yes-or-no question",
+        )
     _check_activation(logits, loss_fn, report)
     if y.shape == logits.shape:
-        if y.is_floating_point() and not _is_nll(loss_fn): return  # probabilities of the classes are fine
+        if y.is_floating_point() and not _is_nll(loss_fn):
+            return  # probabilities of the classes are fine
         return report.error("label_shape", f"{received} look one-hot; expected class numbers: y = y.argmax(dim=1)")
     expected = (shape[0], *shape[2:])
     if tuple(y.shape) != expected:
         advice = "y = y.squeeze(1)" if tuple(y.shape) == (shape[0], 1) else "one class number for each row of outputs"
-        return report.error("label_shape", f"{received} for outputs of shape {shape}; expected shape {expected}: {advice}")
+        return report.error(
+            "label_shape", f"{received} for outputs of shape {shape}; expected shape {expected}: {advice}"
+        )
     if y.dtype not in (torch.int64, torch.uint8):
         return report.error("label_dtype", f"{received}; expected class numbers as int64: y = y.long()")
     y = y[y != getattr(loss_fn, "ignore_index", -100)]
     low, high = y.min().item() if len(y) else 0, y.max().item() if len(y) else 0
     if low < 0 or high >= shape[1]:
         report.error("label_range", f"class numbers from {low} to {high} for a model with {shape[1]} outputs; expected "
-                     f"0 to {shape[1] - 1}: give the model {high + 1} outputs, or number the classes from 0")  # fmt: skip
+                     f"0 to {shape[1] - 1}: give the model {high + 1} outputs, or number the classes from 0")
 
 
-def _is_nll(loss_fn: Callable) -> bool: return isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss
+def _is_nll(loss_fn: Callable) -> bool:
+    return isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss
 
 
 def _check_activation(logits: torch.Tensor, loss_fn: Callable, report: _Report):
@@ -186,23 +213,36 @@ def _check_activation(logits: torch.Tensor, loss_fn: Callable, report: _Report):
     tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 2e-2
     if _is_nll(loss_fn):
         if (values.exp().sum(dim=1) - 1).abs().max() > max(tolerance, 1e-3):
-            report.warn("log_softmax", "NLLLoss expects logarithms of probabilities, and the outputs are none; end the model "
-                        "with nn.LogSoftmax(dim=1), or use CrossEntropyLoss, which contains it")  # fmt: skip
+            report.warn(
+                "log_softmax",
+                "NLLLoss expects logarithms of probabilities, and the outputs are none; end the model "
+                "with nn.LogSoftmax(dim=1), or use CrossEntropyLoss, which contains it",
+            )
     elif (values.min() >= 0) & (values.max() <= 1) & ((values.sum(dim=1) - 1).abs().max() < tolerance):
-        report.warn("softmax", "the outputs lie in 0..1 and sum to 1, so there is a softmax in the model, and CrossEntropyLoss "
-                    "contains another: learning is slow and the loss never gets near 0; expected raw scores: leave out the "
-                    "model's softmax")  # fmt: skip
+        report.warn(
+            "softmax",
+            "the outputs lie in 0..1 and sum to 1, so there is a softmax in the model, and CrossEntropyLoss "
+            "contains another: learning is slow and the loss never gets near 0; expected raw scores: leave out the "
+            "model's softmax",
+        )
 
 
 def _check_number_loss(logits: torch.Tensor, y: torch.Tensor, loss_fn: Callable, report: _Report):
     shape, target_shape = tuple(logits.shape), tuple(y.shape)
     if shape == target_shape: return
-    if shape == (*target_shape, 1): advice = "y = y.unsqueeze(-1)"
-    elif (*shape, 1) == target_shape: advice = "y = y.squeeze(-1)"
-    elif not y.is_floating_point(): advice = "if y are class numbers, use CrossEntropyLoss"
-    else: advice = "one target for each output"
-    report.error("target_shape", f"outputs of shape {shape} and targets of shape {target_shape}; expected the same shape, or "
-                 f"every output is compared with targets of other samples: {advice}")  # fmt: skip
+    if shape == (*target_shape, 1):
+        advice = "y = y.unsqueeze(-1)"
+    elif (*shape, 1) == target_shape:
+        advice = "y = y.squeeze(-1)"
+    elif not y.is_floating_point():
+        advice = "if y are class numbers, use CrossEntropyLoss"
+    else:
+        advice = "one target for each output"
+    report.error(
+        "target_shape",
+        f"outputs of shape {shape} and targets of shape {target_shape}; expected the same shape, or "
+        f"every output is compared with targets of other samples: {advice}",
+    )
 
 
 def _last_step(logits: torch.Tensor) -> str:
@@ -231,27 +271,39 @@ def check_outputs(
     numbers = numbers or loss_fn in (F.l1_loss, F.mse_loss, F.smooth_l1_loss, F.huber_loss)
     if isinstance(loss_fn, nn.CrossEntropyLoss) or loss_fn is F.cross_entropy or _is_nll(loss_fn):
         return _check_class_loss(logits, y, loss_fn, report)
-    if binary or numbers: _check_number_loss(logits, y, loss_fn, report)
+    if binary or numbers:
+        _check_number_loss(logits, y, loss_fn, report)
     mixed = y.is_floating_point() and logits.dtype != y.dtype and torch.float64 in (logits.dtype, y.dtype)
     if (binary and not y.is_floating_point()) or ((binary or numbers) and mixed):
-        report.error("target_dtype", f"targets of type {y.dtype} for outputs of type {logits.dtype}; expected floats of the "
-                     f"same type: y = y.to({logits.dtype})")  # fmt: skip
+        report.error(
+            "target_dtype",
+            f"targets of type {y.dtype} for outputs of type {logits.dtype}; expected floats of the "
+            f"same type: y = y.to({logits.dtype})",
+        )
     if binary and (y.min() < 0 or y.max() > 1):
-        report.error("target_range", f"targets from {y.min().item():g} to {y.max().item():g}; expected 0 (no) to 1 (yes); for "
-                     "several classes use CrossEntropyLoss and one output per class")  # fmt: skip
+        report.error(
+            "target_range",
+            f"targets from {y.min().item():g} to {y.max().item():g}; expected 0 (no) to 1 (yes); for "
+            "several classes use CrossEntropyLoss and one output per class",
+        )
     with_logits = isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits
     if with_logits and _last_step(logits).startswith("Sigmoid"):
-        report.warn("softmax", "the model ends with a sigmoid, and BCEWithLogitsLoss contains another; expected raw scores: "
-                    "leave out the model's sigmoid, or use BCELoss")  # fmt: skip
+        report.warn(
+            "softmax",
+            "the model ends with a sigmoid, and BCEWithLogitsLoss contains another; expected raw scores: "
+            "leave out the model's sigmoid, or use BCELoss",
+        )
 
 # %% ../nbs/3_training/33_checks.ipynb #0d7a91e9
 def _attributes(dataset, name: str) -> Iterator:
     "Attribute `name` of a data set and of those that it is a part or a sum of, wherever there is one."
     value = getattr(dataset, name, None)
-    if value is not None: yield value
+    if value is not None:
+        yield value
     inner = dataset.datasets if isinstance(dataset, ConcatDataset) else [getattr(dataset, "dataset", None)]
     for each in inner:
-        if each is not None: yield from _attributes(each, name)
+        if each is not None:
+            yield from _attributes(each, name)
 
 
 def check_num_classes(
@@ -261,11 +313,15 @@ def check_num_classes(
 ):
     "Call once, after the first forward pass: warns when the model has more or fewer outputs than the data set has classes."
     report, classes = _Report(silence), next(_attributes(dataset, "classes"), None)
-    if not torch.is_tensor(logits) or logits.ndim < 2 or logits.shape[1] == 1 or not isinstance(classes, Collection): return
+    if not torch.is_tensor(logits) or logits.ndim < 2 or logits.shape[1] == 1 or not isinstance(classes, Collection):
+        return
     if logits.shape[1] != len(classes):
         names = _some([str(name) for name in classes])
-        report.warn("head", f"the model has {logits.shape[1]} outputs, the data set {len(classes)} classes ({names}); expected "
-                    f"as many outputs as classes: build the model with output_shape={len(classes)}")  # fmt: skip
+        report.warn(
+            "head",
+            f"the model has {logits.shape[1]} outputs, the data set {len(classes)} classes ({names}); expected "
+            f"as many outputs as classes: build the model with output_shape={len(classes)}",
+        )
 
 # %% ../nbs/3_training/33_checks.ipynb #749a1d0b
 def check_gradients(
@@ -278,11 +334,17 @@ def check_gradients(
     gradients = [p.grad for p in trainable if p.grad is not None]
     moving = [(g.coalesce().values() if g.is_sparse else g).any() for g in gradients]
     if any(moving): return  # stops at the first, as a rule
-    if not trainable: received = "no parameter of the model requires a gradient"
-    elif not gradients: received = "no parameter of the model has a gradient after backward()"
-    else: received = f"all gradients are exactly 0, in {len(gradients)} parameters"
-    report.warn("no_gradient", f"{received}, so nothing is learned; expected a loss that depends on the weights: look for "
-                "detach, .data, no_grad, argmax or frozen layers between the model and the loss")  # fmt: skip
+    if not trainable:
+        received = "no parameter of the model requires a gradient"
+    elif not gradients:
+        received = "no parameter of the model has a gradient after backward()"
+    else:
+        received = f"all gradients are exactly 0, in {len(gradients)} parameters"
+    report.warn(
+        "no_gradient",
+        f"{received}, so nothing is learned; expected a loss that depends on the weights: look for "
+        "detach, .data, no_grad, argmax or frozen layers between the model and the loss",
+    )
 
 
 def check_optimizer(
@@ -300,24 +362,33 @@ def check_optimizer(
     missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if not missing: return
     if len(missing) == len(trainable):
-        report.error("not_optimized", "the optimizer holds none of the model's parameters, so nothing is learned; make it "
-                     "after the model and again with every new model: optimizer = Adam(model.parameters())")  # fmt: skip
+        report.error(
+            "not_optimized",
+            "the optimizer holds none of the model's parameters, so nothing is learned; make it "
+            "after the model and again with every new model: optimizer = Adam(model.parameters())",
+        )
     else:
-        report.warn("not_optimized", f"the optimizer does not hold {_some(missing)}; expected all {len(trainable)} trainable "
-                    "parameters: make it after all layers, or freeze what shall not learn, by requires_grad_(False)")  # fmt: skip
+        report.warn(
+            "not_optimized",
+            f"the optimizer does not hold {_some(missing)}; expected all {len(trainable)} trainable "
+            "parameters: make it after all layers, or freeze what shall not learn, by requires_grad_(False)",
+        )
 
 # %% ../nbs/3_training/33_checks.ipynb #0f0d2361
 def _is_bad(value) -> bool:
     "Is there a NaN or an infinity in a tensor, or in the tensors of a tuple, list or dictionary?"
     if torch.is_tensor(value): return not bool(value.isfinite().all())
-    if isinstance(value, dict): value = value.values()
+    if isinstance(value, dict):
+        value = value.values()
     return isinstance(value, Collection) and not isinstance(value, str) and any(_is_bad(part) for part in value)
 
 
 def find_non_finite(
     model: nn.Module,  # tried in evaluation mode, and left as it was
     X: torch.Tensor,  # a batch, best the one with which the trouble began
-) -> str | None:  # name of a layer, as in `named_modules`; `"input"`, or the name of the model's class; `None` if all is well
+) -> (
+    str | None
+):  # name of a layer, as in `named_modules`; `"input"`, or the name of the model's class; `None` if all is well
     "The first layer, in the order of computing, with NaN or infinity in its weights or its output. A GPU is waited for."
     if _is_bad(X): return "input"
     found = []
@@ -325,14 +396,17 @@ def find_non_finite(
     def look(module, args, output):
         if found: return
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if _is_bad(own) or _is_bad(output): found.append(names[module])
+        if _is_bad(own) or _is_bad(output):
+            found.append(names[module])
 
     names = {module: name or type(model).__name__ for name, module in model.named_modules()}
     hooks = [module.register_forward_hook(look) for module in names]
     try:
-        with evaluation_mode(model), _same_random_numbers(), torch.no_grad(): model(X)
+        with evaluation_mode(model), _same_random_numbers(), torch.no_grad():
+            model(X)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return found[0] if found else None
 
 
@@ -351,14 +425,18 @@ def check_finite(
     kind = type(dict(model.named_modules()).get(place, model)).__name__
     where = {None: "no layer (so look at the loss itself)", "input": "the input"}.get(place, f"layer {place} ({kind})")
     advice = "clean the data" if place == "input" else "lower the learning rate, or clip the gradients"
-    report.error("non_finite", f"the loss is {float(losses[bad[0]])} at step {first_step + bad[0]}, and the first NaN or infinite "
-                 f"numbers are in {where}; expected finite numbers: {advice}, and look for a log, sqrt or division by 0")  # fmt: skip
+    report.error(
+        "non_finite",
+        f"the loss is {float(losses[bad[0]])} at step {first_step + bad[0]}, and the first NaN or infinite "
+        f"numbers are in {where}; expected finite numbers: {advice}, and look for a log, sqrt or division by 0",
+    )
 
 
 def _numbers(losses: Sequence[torch.Tensor | float]) -> torch.Tensor:
     "Losses as one tensor `(N,)`, fetched from a device in one go."
     if not len(losses): return torch.zeros(0)
-    if not torch.is_tensor(losses): losses = torch.stack([torch.as_tensor(loss).detach().reshape(()) for loss in losses])
+    if not torch.is_tensor(losses):
+        losses = torch.stack([torch.as_tensor(loss).detach().reshape(()) for loss in losses])
     return losses.detach().cpu().double()
 
 
@@ -370,8 +448,11 @@ def check_constant_loss(
     report = _Report(silence)
     values = _numbers(losses)
     if len(values) < 10 or values.min() != values.max(): return
-    report.warn("constant_loss", f"the loss was {values[0].item():g} at each of {len(values)} steps; expected a different one for "
-                "every batch: see whether the loss depends on the model's output, and the output on the input")  # fmt: skip
+    report.warn(
+        "constant_loss",
+        f"the loss was {values[0].item():g} at each of {len(values)} steps; expected a different one for "
+        "every batch: see whether the loss depends on the model's output, and the output on the input",
+    )
 
 # %% ../nbs/3_training/33_checks.ipynb #01606b69
 def _known_targets(dataset) -> torch.Tensor | None:
@@ -383,8 +464,10 @@ def _known_targets(dataset) -> torch.Tensor | None:
         parts = [_known_targets(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat(parts)
     targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
-    try: targets = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError): return None
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        return None
     return None if targets.ndim != 1 or targets.is_floating_point() else targets
 
 
@@ -397,20 +480,28 @@ def _reads_in_order(dataloader: DataLoader) -> bool:
 def _check_order(dataloader: DataLoader, report: _Report):
     targets = _known_targets(dataloader.dataset) if _reads_in_order(dataloader) else None
     size = getattr(dataloader.batch_sampler, "batch_size", None) or dataloader.batch_size or 1
-    if targets is None or len(targets) <= size: return  # all in one batch: then the order does not matter
+    if targets is None or len(targets) <= size:
+        return  # all in one batch: then the order does not matter
     runs, classes = 1 + int((targets[1:] != targets[:-1]).sum()), len(targets.unique())
     if runs == classes > 1 and len(targets) >= 2 * classes:
-        report.warn("unshuffled", f"the {len(targets)} training samples come in the order of their {classes} classes; expected a "
-                    "mixture in every batch: DataLoader(..., shuffle=True)")  # fmt: skip
+        report.warn(
+            "unshuffled",
+            f"the {len(targets)} training samples come in the order of their {classes} classes; expected a "
+            "mixture in every batch: DataLoader(..., shuffle=True)",
+        )
 
 
 def _random_steps(transform) -> Iterator[str]:
     "Names of torchvision's random transforms in a transform."
     kind = type(transform)
     names = "Rand", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "GaussianNoise", "ScaleJitter", "Elastic"
-    if kind.__module__.startswith("torchvision.transforms") and kind.__name__.startswith(names): yield kind.__name__
-    inside = getattr(transform, "transforms", None) or (transform.children() if isinstance(transform, nn.Module) else ())
-    for step in inside: yield from _random_steps(step)
+    if kind.__module__.startswith("torchvision.transforms") and kind.__name__.startswith(names):
+        yield kind.__name__
+    inside = getattr(transform, "transforms", None) or (
+        transform.children() if isinstance(transform, nn.Module) else ()
+    )
+    for step in inside:
+        yield from _random_steps(step)
 
 
 def _same(a, b) -> bool:
@@ -418,27 +509,35 @@ def _same(a, b) -> bool:
     if torch.is_tensor(a) and torch.is_tensor(b):
         return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is not equal to itself
     if hasattr(a, "tobytes") and hasattr(b, "tobytes"): return a.tobytes() == b.tobytes()
-    if isinstance(a, dict) and isinstance(b, dict): return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)): return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(map(_same, a, b))
     return not isinstance(a, (int, float, str)) or a == b or a != a
 
 
 def _changes(dataset: Dataset) -> bool:
     "Do the first samples differ from one reading to the next?"
     with _same_random_numbers():
-        try: return not all(_same(dataset[i], dataset[i]) for i in range(min(4, len(dataset))))
-        except (KeyError, IndexError): return False  # samples with names instead of numbers
+        try:
+            return not all(_same(dataset[i], dataset[i]) for i in range(min(4, len(dataset))))
+        except (KeyError, IndexError):
+            return False  # samples with names instead of numbers
 
 
 def _check_random(dataloader: DataLoader, report: _Report):
     transforms, evidence = _attributes(dataloader.dataset, "transform"), ""
     steps = [name for transform in transforms for name in _random_steps(transform)]
-    if steps: evidence = f"their transform contains {_some(steps)}"
+    if steps:
+        evidence = f"their transform contains {_some(steps)}"
     elif dataloader.num_workers == 0 and _changes(dataloader.dataset):  # with workers, only workers should open files
         evidence = "the same sample was read twice and differed"
     if evidence:
-        report.warn("random_validation", f"the validation data are random: {evidence}; expected the same data each time: "
-                    "give the validation data a transform of their own")  # fmt: skip
+        report.warn(
+            "random_validation",
+            f"the validation data are random: {evidence}; expected the same data each time: "
+            "give the validation data a transform of their own",
+        )
 
 
 def _identities(dataset) -> list:
@@ -446,12 +545,14 @@ def _identities(dataset) -> list:
     if isinstance(dataset, Subset):
         of_all = _identities(dataset.dataset)
         return [of_all[i] for i in dataset.indices]
-    if isinstance(dataset, ConcatDataset): return [identity for part in dataset.datasets for identity in _identities(part)]
+    if isinstance(dataset, ConcatDataset):
+        return [identity for part in dataset.datasets for identity in _identities(part)]
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, (list, tuple)) and len(samples) == len(dataset) and samples:
         is_tuple = isinstance(samples[0], tuple)  # (file, class); a string by itself may be a text
         first = samples[0][0] if is_tuple else samples[0]
-        if isinstance(first, os.PathLike) or (is_tuple and isinstance(first, str)): return [str(each) for each in samples]
+        if isinstance(first, os.PathLike) or (is_tuple and isinstance(first, str)):
+            return [str(each) for each in samples]
     base = id(dataset.tensors[0]) if isinstance(dataset, TensorDataset) else id(dataset)
     return [(base, i) for i in range(len(dataset))]
 
@@ -460,8 +561,11 @@ def _check_overlap(train_dataset: Dataset, valid_dataset: Dataset, report: _Repo
     known = set(_identities(train_dataset))
     both = sum(identity in known for identity in _identities(valid_dataset))
     if both:
-        report.warn("overlap", f"{both} of {len(valid_dataset)} validation samples are training samples, too; expected samples the "
-                    "model has never seen: split the data first, for example by split_dataset")  # fmt: skip
+        report.warn(
+            "overlap",
+            f"{both} of {len(valid_dataset)} validation samples are training samples, too; expected samples the "
+            "model has never seen: split the data first, for example by split_dataset",
+        )
 
 
 def check_dataloaders(
@@ -476,9 +580,14 @@ def check_dataloaders(
     """
     report = _Report(silence)
     loaders = [
-        isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and hasattr(loader.dataset, "__len__")
         for loader in (train_dataloader, valid_dataloader)
     ]
-    if loaders[0]: _check_order(train_dataloader, report)
-    if loaders[1]: _check_random(valid_dataloader, report)
-    if all(loaders): _check_overlap(train_dataloader.dataset, valid_dataloader.dataset, report)
+    if loaders[0]:
+        _check_order(train_dataloader, report)
+    if loaders[1]:
+        _check_random(valid_dataloader, report)
+    if all(loaders):
+        _check_overlap(train_dataloader.dataset, valid_dataloader.dataset, report)

@@ -43,8 +43,10 @@ def _is_header(row: list[str], img_dir: Path) -> bool:
 def _read_annotations(path: Path, img_dir: Path) -> list[tuple[int, Path, str]]:
     "Line number, picture file and label of every picture; all of it checked."
     rows = _read_rows(path)
-    if rows and _is_header(rows[0][1], img_dir): rows = rows[1:]
-    if not rows: raise ValueError(f"{path} lists no pictures; expected lines of file name, comma, label")
+    if rows and _is_header(rows[0][1], img_dir):
+        rows = rows[1:]
+    if not rows:
+        raise ValueError(f"{path} lists no pictures; expected lines of file name, comma, label")
     for line, row in rows:
         if len(row) < 2 or not row[0] or not row[1]:
             raise ValueError(f"{path}, line {line}: expected file name, comma, label, not {', '.join(row)!r}")
@@ -92,13 +94,16 @@ class CustomImageDataset(Dataset):
             self.samples.append((str(path), number))
         self.targets = [number for _, number in self.samples]
 
-    def __len__(self) -> int: return len(self.samples)
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple:
         path, y = self.samples[i]
         x = open_image(path)
-        if self.transform is not None: x = self.transform(x)
-        if self.target_transform is not None: y = self.target_transform(y)
+        if self.transform is not None:
+            x = self.transform(x)
+        if self.target_transform is not None:
+            y = self.target_transform(y)
         return x, y
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #e1ae1a04
@@ -119,9 +124,11 @@ def _undisturbed(dataloader: DataLoader) -> Iterator[None]:
     generators = [owner.generator for owner in owners if getattr(owner, "generator", None) is not None]
     states = [generator.get_state() for generator in generators]
     try:
-        with torch.random.fork_rng(devices=[]): yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
-        for generator, state in zip(generators, states): generator.set_state(state)
+        for generator, state in zip(generators, states):
+            generator.set_state(state)
 
 
 def _viewable(X: torch.Tensor, transform) -> torch.Tensor:
@@ -155,11 +162,13 @@ def show_batch(
     Raises `ValueError` when a batch does not hold pictures.
     """
     batch = dataloader_or_batch
-    if isinstance(batch, Dataset): batch = DataLoader(batch, batch_size=n)
+    if isinstance(batch, Dataset):
+        batch = DataLoader(batch, batch_size=n)
     if isinstance(batch, DataLoader):
         class_names = class_names if class_names is not None else _find(batch.dataset, "classes")
         transform = transform or _find(batch.dataset, "transform")
-        with _undisturbed(batch): batch = next(iter(batch))
+        with _undisturbed(batch):
+            batch = next(iter(batch))
     X, y = (batch, None) if torch.is_tensor(batch) else batch[:2]
     images = _viewable(X[:n], transform)
     titles = None
@@ -181,7 +190,8 @@ class OneHot:
     def __call__(self, y: int | torch.Tensor) -> torch.Tensor:
         "`y` from 0 to `num_classes - 1`."
         y = operator.index(y)  # 2.0 or "2" is a mistake upstream, not a class number
-        if not 0 <= y < self.num_classes: raise ValueError(f"class number {y} is not in 0..{self.num_classes - 1}")
+        if not 0 <= y < self.num_classes:
+            raise ValueError(f"class number {y} is not in 0..{self.num_classes - 1}")
         return torch.zeros(self.num_classes).scatter_(0, torch.tensor(y), value=1)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #f0c4b95a
@@ -192,15 +202,21 @@ def get_targets(
 
     Otherwise every sample is loaded once. Raises `ValueError` when the targets are not one whole number per sample.
     """
-    if isinstance(dataset, ConcatDataset): return torch.cat([get_targets(part) for part in dataset.datasets])
+    if isinstance(dataset, ConcatDataset):
+        return torch.cat([get_targets(part) for part in dataset.datasets])
     if isinstance(dataset, Subset):
         indices = torch.tensor(list(dataset.indices), dtype=torch.long)
         return get_targets(dataset.dataset)[indices]
-    if torch.is_tensor(dataset) or isinstance(dataset, np.ndarray): targets = dataset
-    elif hasattr(dataset, "targets"): targets = dataset.targets
-    elif isinstance(dataset, TensorDataset): targets = dataset.tensors[-1]
-    elif isinstance(dataset, Sequence) and all(isinstance(label, Integral) for label in dataset): targets = dataset
-    else: targets = [operator.index(dataset[i][1]) for i in range(len(dataset))]
+    if torch.is_tensor(dataset) or isinstance(dataset, np.ndarray):
+        targets = dataset
+    elif hasattr(dataset, "targets"):
+        targets = dataset.targets
+    elif isinstance(dataset, TensorDataset):
+        targets = dataset.tensors[-1]
+    elif isinstance(dataset, Sequence) and all(isinstance(label, Integral) for label in dataset):
+        targets = dataset
+    else:
+        targets = [operator.index(dataset[i][1]) for i in range(len(dataset))]
     targets = torch.as_tensor(targets)
     if targets.ndim != 1 or (targets.is_floating_point() and len(targets)):
         shape = tuple(targets.shape)
@@ -222,8 +238,10 @@ class TransformedSubset(Subset):
 
     def __getitem__(self, i: int) -> tuple:
         x, y = self.dataset[self.indices[i]]
-        if self.transform is not None: x = self.transform(x)
-        if self.target_transform is not None: y = self.target_transform(y)
+        if self.transform is not None:
+            x = self.transform(x)
+        if self.target_transform is not None:
+            y = self.target_transform(y)
         return x, y
 
     def __getitems__(self, indices: list[int]) -> list[tuple]:
@@ -236,16 +254,20 @@ class TransformedSubset(Subset):
         return classes
 
     @property
-    def targets(self) -> torch.Tensor: return get_targets(self)
+    def targets(self) -> torch.Tensor:
+        return get_targets(self)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #a990b23c
 def _part_sizes(lengths: Sequence[float], total: int) -> list[int]:
     "Fractions or counts as counts; what rounding leaves over goes to the first parts, as in `random_split`."
-    if sum(lengths) == total and all(isinstance(length, Integral) for length in lengths): sizes = list(lengths)
+    if sum(lengths) == total and all(isinstance(length, Integral) for length in lengths):
+        sizes = list(lengths)
     elif abs(sum(lengths) - 1) < 1e-6:
         sizes = [math.floor(total * length) for length in lengths]
-        for i in range(total - sum(sizes)): sizes[i % len(sizes)] += 1
-    else: sizes = []
+        for i in range(total - sum(sizes)):
+            sizes[i % len(sizes)] += 1
+    else:
+        sizes = []
     if not sizes or min(sizes) < 1:
         raise ValueError(
             f"cannot split {total} samples into {list(lengths)}; "
@@ -277,11 +299,14 @@ def split_dataset(
     Raises `ValueError` for lengths that do not add up, an empty part, or another number of transforms than of parts.
     """
     transforms = [None] * len(lengths) if transforms is None else list(transforms)
-    if len(transforms) != len(lengths): raise ValueError(f"{len(transforms)} transforms for {len(lengths)} parts")
+    if len(transforms) != len(lengths):
+        raise ValueError(f"{len(transforms)} transforms for {len(lengths)} parts")
     sizes = _part_sizes(lengths, len(dataset))
     generator = torch.Generator().manual_seed(seed)
-    if stratify: order = _stratified_order(get_targets(dataset), generator)
-    else: order = torch.randperm(len(dataset), generator=generator)
+    if stratify:
+        order = _stratified_order(get_targets(dataset), generator)
+    else:
+        order = torch.randperm(len(dataset), generator=generator)
     parts = [part.tolist() for part in order.split(sizes)]
     return [TransformedSubset(dataset, part, transform) for part, transform in zip(parts, transforms)]
 
@@ -314,7 +339,8 @@ class Wait:
 
 def _time_epoch(dataloader: DataLoader) -> float:
     start = time.perf_counter()
-    for _ in dataloader: pass
+    for _ in dataloader:
+        pass
     return time.perf_counter() - start
 
 

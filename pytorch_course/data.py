@@ -16,7 +16,13 @@ import torch
 import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader
-from .image_cache import Batch, ImageCache, collate_batch, derive_seeds, suggest_num_workers
+from pytorch_course.image_cache import (
+    Batch,
+    ImageCache,
+    collate_batch,
+    derive_seeds,
+    suggest_num_workers,
+)
 from .images import ImageTransform, open_image_header, open_image
 
 # %% ../nbs/01_data.ipynb #2c9def90
@@ -32,7 +38,9 @@ def write_digits(
     from sklearn.model_selection import train_test_split
     digits, folder = load_digits(), Path(folder)
     numbers = np.arange(len(digits.target))
-    train, test = train_test_split(numbers, test_size=test_share, stratify=digits.target, random_state=0)
+    train, test = train_test_split(
+        numbers, test_size=test_share, stratify=digits.target, random_state=0
+    )
     for split, members in (("train", train), ("test", test)):
         for i in members:
             path = folder/split/str(digits.target[i])/f"{i:04d}.png"
@@ -48,17 +56,29 @@ def _visible(name: str) -> bool:
 
 def _is_litter(name: str) -> bool:
     "What systems leave in every folder; never a picture, and not worth a warning."
-    return name.startswith("._") or name.lower() in (".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".source")
+    return name.startswith("._") or name.lower() in (
+        ".ds_store",
+        "thumbs.db",
+        "desktop.ini",
+        ".gitkeep",
+        ".gitignore",
+        ".source",
+    )
 
 
 def _leads_back(path: str, root: str | Path) -> bool:
     "Is this a link into the folder `root`, or to one that contains it?"
     if not os.path.islink(path): return False
     there, root = os.path.realpath(path), os.path.realpath(root)
-    return there == root or there.startswith(os.path.join(root, "")) or root.startswith(os.path.join(there, ""))
+    return (
+        there == root
+        or there.startswith(os.path.join(root, ""))
+        or root.startswith(os.path.join(there, ""))
+    )
 
 
-def _stop(error: OSError): raise error  # `os.walk` would pass over a folder that it cannot read
+def _stop(error: OSError):
+    raise error  # `os.walk` would pass over a folder that it cannot read
 
 
 class ImageFolder(torchvision.datasets.ImageFolder):
@@ -76,35 +96,60 @@ class ImageFolder(torchvision.datasets.ImageFolder):
         target_transform: Callable | None = None,  # applied to the class number
     ):
         self.skipped: Counter[str] = Counter()  # name of a folder or kind of file -> how often
-        super().__init__(root, transform=transform, target_transform=target_transform, loader=open_image)
+        super().__init__(
+            root, transform=transform, target_transform=target_transform, loader=open_image
+        )
         if self.skipped:
             most = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
-            skipped = ", ".join(f"{what} ({number})" for what, number in most[:6]) + ", ..." * (len(most) > 6)
+            skipped = ", ".join(f"{what} ({number})" for what, number in most[:6]) + ", ..." * (
+                len(most) > 6
+            )
             # The warning comes from this line, whoever called, so that Python shows it only once for each folder.
-            warnings.warn(f"{root}: skipped what is hidden, a link, or no picture: {skipped}", stacklevel=1)
+            warnings.warn(
+                f"{root}: skipped what is hidden, a link, or no picture: {skipped}", stacklevel=1
+            )
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         "Class names in sorted order, and their numbers."
         if not Path(directory).is_dir(): raise FileNotFoundError(f"no folder {directory}")
         folders = sorted(entry.name for entry in os.scandir(directory) if os.path.isdir(entry))
-        classes = [name for name in folders if _visible(name) and not _leads_back(os.path.join(directory, name), directory)]
+        classes = [
+            name
+            for name in folders
+            if _visible(name) and not _leads_back(os.path.join(directory, name), directory)
+        ]
         if not classes:
-            raise FileNotFoundError(f"no class folders in {directory}; expected {directory}/<class name>/<pictures>")
+            raise FileNotFoundError(
+                f"no class folders in {directory}; expected {directory}/<class name>/<pictures>"
+            )
         self._count(set(folders) - set(classes), ())
         return classes, {name: number for number, name in enumerate(classes)}
 
-    def make_dataset(self, directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False) -> list[tuple[str, int]]:
+    def make_dataset(
+        self, directory, class_to_idx, extensions=None, is_valid_file=None, allow_empty=False
+    ) -> list[tuple[str, int]]:
         "All picture files below each class folder, in sorted order, with the number of their class."
         samples = []
         for name, number in class_to_idx.items():
             top, files = os.path.join(directory, name), []
-            for parent, folders, names in os.walk(top, onerror=_stop):  # every folder below; does not follow links
-                inside = [folder for folder in folders if _visible(folder) and not os.path.islink(os.path.join(parent, folder))]
-                pictures = [file for file in names if _visible(file) and file.lower().endswith(extensions)]
+            for parent, folders, names in os.walk(
+                top, onerror=_stop
+            ):  # every folder below; does not follow links
+                inside = [
+                    folder
+                    for folder in folders
+                    if _visible(folder) and not os.path.islink(os.path.join(parent, folder))
+                ]
+                pictures = [
+                    file for file in names if _visible(file) and file.lower().endswith(extensions)
+                ]
                 self._count(set(folders) - set(inside), set(names) - set(pictures))
                 files += [os.path.join(parent, file) for file in pictures]
                 folders[:] = inside  # `os.walk` goes on in these
-            if not files: raise ValueError(f"no pictures in {top}; remove the folder or add {', '.join(extensions)} files")
+            if not files:
+                raise ValueError(
+                    f"no pictures in {top}; remove the folder or add {', '.join(extensions)} files"
+                )
             samples += [(file, number) for file in sorted(files)]
         return samples
 
@@ -112,12 +157,15 @@ class ImageFolder(torchvision.datasets.ImageFolder):
         "Remember what is skipped."
         self.skipped.update(f"{name}/" for name in folders)
         self.skipped.update(
-            f"*{os.path.splitext(name)[1].lower()}" if _visible(name) else name for name in files if not _is_litter(name)
+            f"*{os.path.splitext(name)[1].lower()}" if _visible(name) else name
+            for name in files
+            if not _is_litter(name)
         )
 
 # %% ../nbs/01_data.ipynb #0a388ce5
 def find_splits(
-    folder: str | Path,  # holds `train` and `test` (or `val`, `valid`, `validation`), perhaps one folder further down
+    folder: str
+    | Path,  # holds `train` and `test` (or `val`, `valid`, `validation`), perhaps one folder further down
 ) -> tuple[Path, Path]:  # the training folder and the test folder
     "Find the training and the test folder. Raises `FileNotFoundError` when there is no such pair."
     folder = Path(folder)
@@ -139,8 +187,10 @@ def infer_channels(
     step = max(1, len(dataset.samples) // look_at)
     for path, _ in dataset.samples[::step]:
         try:
-            with open_image_header(path) as image: gray = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
-        except Exception: gray = False
+            with open_image_header(path) as image:
+                gray = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+        except Exception:
+            gray = False
         if not gray: return 3
     return 1
 
@@ -152,24 +202,47 @@ class CachedImageFolder(ImageFolder):
     change while the program runs. Use it with `DataLoader(..., collate_fn=collate_batch)`; other ways of collating give the same batches, more slowly.
     Raises `ValueError` for a transform of another type, also a subclass, and what `ImageFolder` raises.
     """
+
     def __init__(
         self,
         root: str | Path,  # folder of class folders
         transform: ImageTransform,  # size, channels, mean and std of the samples
         target_transform: Callable | None = None,  # applied to the class number
         *,
-        augment: Callable | None = None,  # changes a batch of bytes by chance, as a `RandomFlipCrop` does: `(X, seeds)` to `X`
-        cache: bool | str | Path = True,  # `False`: decode each time; a folder: keep the decoded pictures there in a file, for later programs too
-        budget_bytes: int | None = None,  # the most memory to take; `None`: a quarter of what is available
+        augment: Callable
+        | None = None,  # changes a batch of bytes by chance, as a `RandomFlipCrop` does: `(X, seeds)` to `X`
+        cache: bool
+        | str
+        | Path = True,  # `False`: decode each time; a folder: keep the decoded pictures there in a file, for later programs too
+        budget_bytes: int
+        | None = None,  # the most memory to take; `None`: a quarter of what is available
         draft: bool = False,  # decode large JPEGs at a reduced size: faster, but about one of 255 gray levels beside it
     ):
-        if type(transform) is not ImageTransform: raise ValueError(f"only what an ImageTransform makes can be kept, not {transform!r}; use ImageFolder")
+        if type(transform) is not ImageTransform:
+            raise ValueError(
+                f"only what an ImageTransform makes can be kept, not {transform!r}; use ImageFolder"
+            )
         super().__init__(root, transform, target_transform)
-        self.augment, self.cached_transform, in_folder = augment, transform, isinstance(cache, str | Path)
-        self.cache_options = dict(keep=bool(cache), draft=draft, budget_bytes=0 if in_folder else budget_bytes, cache_dir=cache if in_folder else None)
+        self.augment, self.cached_transform, in_folder = (
+            augment,
+            transform,
+            isinstance(cache, str | Path),
+        )
+        self.cache_options = dict(
+            keep=bool(cache),
+            draft=draft,
+            budget_bytes=0 if in_folder else budget_bytes,
+            cache_dir=cache if in_folder else None,
+        )
         self.cache = self._new_cache()
 
-    def _new_cache(self) -> ImageCache: return ImageCache([path for path, _ in self.samples], self.cached_transform, self.root, **self.cache_options)
+    def _new_cache(self) -> ImageCache:
+        return ImageCache(
+            [path for path, _ in self.samples],
+            self.cached_transform,
+            self.root,
+            **self.cache_options,
+        )
 
     def __getitem__(self, index: int) -> tuple:
         "One sample, `(X, y)`; a negative number counts from the end."
@@ -179,9 +252,17 @@ class CachedImageFolder(ImageFolder):
 
     def __getitems__(self, indices: list[int]) -> Batch | list[tuple]:
         "A whole batch; with `indices.seed`, what is random about it is a function of that seed and the numbers of the samples."
-        if self.transform is not self.cached_transform or type(self).__getitem__ is not CachedImageFolder.__getitem__: return [self[index] for index in indices]
-        if self.target_transform is None: targets = torch.tensor([self.samples[index][1] for index in indices])  # the usual case, in a fraction of the time
-        else: targets = torch.utils.data.default_collate([self._target(index) for index in indices])
+        if (
+            self.transform is not self.cached_transform
+            or type(self).__getitem__ is not CachedImageFolder.__getitem__
+        ):
+            return [self[index] for index in indices]
+        if self.target_transform is None:
+            targets = torch.tensor(
+                [self.samples[index][1] for index in indices]
+            )  # the usual case, in a fraction of the time
+        else:
+            targets = torch.utils.data.default_collate([self._target(index) for index in indices])
         return Batch(self._pictures(indices), targets)
 
     def _target(self, index: int):
@@ -191,11 +272,16 @@ class CachedImageFolder(ImageFolder):
     def _pictures(self, indices: list[int]) -> torch.Tensor:
         "`(N, C, H, W)`, from bytes to floats all at once."
         samples, paths = self.samples, self.cache.paths
-        if len(samples) != len(paths) or any(samples[index][0] != paths[index] for index in indices): self.cache = self._new_cache()  # somebody has changed them
+        if len(samples) != len(paths) or any(
+            samples[index][0] != paths[index] for index in indices
+        ):
+            self.cache = self._new_cache()  # somebody has changed them
         pixels = self.cache.take(indices)
         if self.augment is not None:
             seed = getattr(indices, "seed", None)
-            pixels = self.augment(pixels, None if seed is None else derive_seeds(seed, np.array(indices)))
+            pixels = self.augment(
+                pixels, None if seed is None else derive_seeds(seed, np.array(indices))
+            )
         return self.transform.normalize(pixels)
 
 # %% ../nbs/01_data.ipynb #093bb890
@@ -211,11 +297,21 @@ def _same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list
     return train_dataset.classes
 
 
-def _image_folder(root: str | Path, transform: Callable, cache: bool | str | Path, draft: bool, augment: Callable | None = None) -> ImageFolder:
+def _image_folder(
+    root: str | Path,
+    transform: Callable,
+    cache: bool | str | Path,
+    draft: bool,
+    augment: Callable | None = None,
+) -> ImageFolder:
     "A data set that decodes once if it can. Raises `ValueError` for wishes that only an `ImageTransform` allows."
-    if type(transform) is ImageTransform: return CachedImageFolder(root, transform, augment=augment, cache=cache, draft=draft)
+    if type(transform) is ImageTransform:
+        return CachedImageFolder(root, transform, augment=augment, cache=cache, draft=draft)
     for name, wish in (("augment", augment), ("draft", draft)):
-        if wish: raise ValueError(f"{name} needs an ImageTransform as the transform, not {transform!r}; or put it into that one")
+        if wish:
+            raise ValueError(
+                f"{name} needs an ImageTransform as the transform, not {transform!r}; or put it into that one"
+            )
     return ImageFolder(root, transform)
 
 
@@ -224,13 +320,18 @@ def create_dataloaders(
     test_dir: str | Path,  # folder of class folders to test on
     transform: Callable,  # picture to tensor, for training; for testing too unless `test_transform` is given
     batch_size: int,  # pictures per batch
-    num_workers: int | None = None,  # processes that prepare batches; 0: the main one; `None`: as many as help here, see `suggest_num_workers`
+    num_workers: int
+    | None = None,  # processes that prepare batches; 0: the main one; `None`: as many as help here, see `suggest_num_workers`
     *,
     test_transform: Callable | None = None,  # give one whenever `transform` is random
-    seed: int | None = None,  # the order of training pictures follows from it; `None`: from PyTorch's global seed
+    seed: int
+    | None = None,  # the order of training pictures follows from it; `None`: from PyTorch's global seed
     timeout: float = 120,  # seconds to wait for a batch from a worker before giving up; 0: for ever
-    augment: Callable | None = None,  # for training: changes a batch of bytes by chance, as a `RandomFlipCrop` does; needs an `ImageTransform`
-    cache: bool | str | Path = True,  # decode once what an `ImageTransform` prepares; a folder: keep it there in files, for later programs too
+    augment: Callable
+    | None = None,  # for training: changes a batch of bytes by chance, as a `RandomFlipCrop` does; needs an `ImageTransform`
+    cache: bool
+    | str
+    | Path = True,  # decode once what an `ImageTransform` prepares; a folder: keep it there in files, for later programs too
     draft: bool = False,  # decode large JPEGs at a reduced size: faster, but about one of 255 gray levels beside it; needs an `ImageTransform`
 ) -> tuple[DataLoader, DataLoader, list[str]]:  # `(train_dataloader, test_dataloader, class_names)`
     """Loaders of batches `X (N, C, H, W)`, `y (N,)`, the training one shuffled; and the class names, in the order of their numbers.
@@ -238,12 +339,14 @@ def create_dataloaders(
     Raises `FileNotFoundError` for a missing or empty folder, `ValueError` when the two folders have different classes or a number makes no sense.
     """
     if batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
     if not timeout >= 0: raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
     train_dataset = _image_folder(train_dir, transform, cache, draft, augment)
     test_dataset = _image_folder(test_dir, test_transform or transform, cache, draft)
     class_names = _same_classes(train_dataset, test_dataset)
-    if num_workers is None: num_workers = suggest_num_workers(cached=bool(cache) and type(transform) is ImageTransform)
+    if num_workers is None:
+        num_workers = suggest_num_workers(cached=bool(cache) and type(transform) is ImageTransform)
     options = dict(
         batch_size=batch_size,
         num_workers=num_workers,

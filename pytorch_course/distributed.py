@@ -31,7 +31,9 @@ def _own_device(device: str | None) -> torch.device:
     if device.type != "cuda": return device
     number, there_are = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if number >= there_are:
-        raise ValueError(f"no GPU left for process {number} of this machine, which has {there_are}; use --nproc_per_node={there_are}")
+        raise ValueError(
+            f"no GPU left for process {number} of this machine, which has {there_are}; use --nproc_per_node={there_are}"
+        )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -51,8 +53,10 @@ def distributed(
     nccl = device.type == "cuda" and dist.is_nccl_available()
     dist.init_process_group("nccl" if nccl else "gloo", device_id=device if nccl else None)
     atexit.register(gc.collect)  # a wrapped model that is freed only after Python's end can abort the process
-    try: yield Process(dist.get_rank(), dist.get_world_size(), device)
-    finally: dist.destroy_process_group()
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
 
 # %% ../nbs/3_training/44_distributed.ipynb #a1e24969
 def _this_process() -> tuple[int, int]:
@@ -62,7 +66,8 @@ def _this_process() -> tuple[int, int]:
 
 def shard_dataloader(
     dataloader: DataLoader,  # the loader of a single process, shuffled or in order; its batch size is that of all processes together
-    seed: int | None,  # for training: the order follows from it and from the epoch; `None`, for measuring: in order, no sample twice
+    seed: int
+    | None,  # for training: the order follows from it and from the epoch; `None`, for measuring: in order, no sample twice
     process: Process | None = None,  # whose share; `None`: this process's
 ) -> DataLoader:  # loader of the same data set; for training, call `.sampler.set_epoch(epoch)` before each epoch
     """The share that a process has of every batch.
@@ -72,18 +77,35 @@ def shard_dataloader(
     """
     rank, world_size = process[:2] if process else _this_process()
     if dataloader.batch_size is None or type(dataloader.sampler) not in (RandomSampler, SequentialSampler):
-        raise ValueError(f"only plain loaders can be shared out, with batch_size and shuffle; this one has a {type(dataloader.sampler).__name__}")
+        raise ValueError(
+            f"only plain loaders can be shared out, with batch_size and shuffle; this one has a {type(dataloader.sampler).__name__}"
+        )
     batch_size, rest = divmod(dataloader.batch_size, world_size)
-    if seed is None: sampler, batch_size = range(rank, len(dataloader.dataset), world_size), batch_size or 1
-    elif rest: raise ValueError(f"batches of {dataloader.batch_size} cannot be divided evenly by {world_size} processes")
-    else: sampler = DistributedSampler(dataloader.dataset, world_size, rank, seed=seed, drop_last=dataloader.drop_last)
-    names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator")
+    if seed is None:
+        sampler, batch_size = range(rank, len(dataloader.dataset), world_size), batch_size or 1
+    elif rest:
+        raise ValueError(f"batches of {dataloader.batch_size} cannot be divided evenly by {world_size} processes")
+    else:
+        sampler = DistributedSampler(dataloader.dataset, world_size, rank, seed=seed, drop_last=dataloader.drop_last)
+    names = (
+        "num_workers",
+        "collate_fn",
+        "pin_memory",
+        "timeout",
+        "worker_init_fn",
+        "multiprocessing_context",
+        "generator",
+    )
     options = {name: getattr(dataloader, name) for name in (*names, "prefetch_factor", "persistent_workers")}
-    return DataLoader(dataloader.dataset, batch_size, sampler=sampler, drop_last=dataloader.drop_last and seed is not None, **options)
+    return DataLoader(
+        dataloader.dataset, batch_size, sampler=sampler, drop_last=dataloader.drop_last and seed is not None, **options
+    )
 
 # %% ../nbs/3_training/44_distributed.ipynb #4001144e
 def all_reduce_mean(
-    sums: dict[str, float],  # over this process's samples, for example `{"loss": loss * count}`; the same names in all processes
+    sums: dict[
+        str, float
+    ],  # over this process's samples, for example `{"loss": loss * count}`; the same names in all processes
     count: int,  # how many samples these were; it may be 0
 ) -> dict[str, float]:  # means over the samples of all processes, the same in each of them
     """Exact means over all samples, however unevenly they are shared; every process must call it.
@@ -93,7 +115,8 @@ def all_reduce_mean(
     names = sorted(sums)
     device = "cuda" if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
     totals = torch.tensor([count, *(float(sums[name]) for name in names)], dtype=torch.float64, device=device)
-    if _this_process()[1] > 1: dist.all_reduce(totals)
+    if _this_process()[1] > 1:
+        dist.all_reduce(totals)
     count, *totals = totals.tolist()
     if count == 0: raise ValueError("no process had any samples, so there is no mean")
     return {name: total / count for name, total in zip(names, totals)}

@@ -43,7 +43,9 @@ class Finding:
         return "ok" if self.problem is None else "FAILS" if self.fatal else "hint"
 
 
-def _verdict(name: str, value: str, fails: str | None = None, hint: str | None = None, advice: str | None = None) -> Finding:
+def _verdict(
+    name: str, value: str, fails: str | None = None, hint: str | None = None, advice: str | None = None
+) -> Finding:
     "A finding; `fails` and `hint` are problems of which at most one counts, and without a problem there is no advice."
     problem = fails or hint or None
     return Finding(name, value, problem, advice if problem else None, bool(fails))
@@ -56,7 +58,8 @@ def format_report(
     width, lines = max((len(finding.name) for finding in findings), default=0), []
     for finding in findings:
         lines.append(f"{finding.mark:<6} {finding.name:<{width}}  {' '.join(finding.value.split())}")
-        if finding.problem: lines.append(f"       {' '.join(finding.problem.split())}; {finding.advice or 'no advice'}")
+        if finding.problem:
+            lines.append(f"       {' '.join(finding.problem.split())}; {finding.advice or 'no advice'}")
     failing = [finding.name for finding in findings if finding.mark == "FAILS"]
     hints = sum(finding.mark == "hint" for finding in findings)
     verdict = f"would fail here: {', '.join(failing)}" if failing else "nothing would fail here"
@@ -76,10 +79,18 @@ def _guarded(check: Callable[..., Iterator[Finding]], *arguments) -> list[Findin
     "The findings of a check; when the check itself breaks down, that is the last one."
     found = []
     try:
-        for finding in check(*arguments): found.append(finding)
+        for finding in check(*arguments):
+            found.append(finding)
     except Exception as error:
         name = check.__name__.strip("_").replace("_", " ")
-        found.append(_verdict(name, "unknown", hint=f"this check itself broke down ({_in_short(error)})", advice=f"please report it: {_ISSUES}"))
+        found.append(
+            _verdict(
+                name,
+                "unknown",
+                hint=f"this check itself broke down ({_in_short(error)})",
+                advice=f"please report it: {_ISSUES}",
+            )
+        )
     return found
 
 # %% ../nbs/4_tools/52_doctor.ipynb #ba08075e
@@ -93,39 +104,59 @@ class _Probe:
     def start(self):
         "Start the process; it finds its modules where this one does."
         if self.process or self.failed: return
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+        pipes = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "encoding": "utf-8",
+            "errors": "replace",
+        }
         try:
             path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
             environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
             self.process = subprocess.Popen([sys.executable, "-c", self.code], env=environment, **pipes)
-        except OSError as error: self.failed = f"no process could be started ({_in_short(error)})"
+        except OSError as error:
+            self.failed = f"no process could be started ({_in_short(error)})"
 
     def answer(self, timeout: float = 60) -> dict:
         "What the function returned, or a dictionary with an `error`."
         self.start()
         if self.failed: return {"error": self.failed}
-        try: out, err = self.process.communicate(timeout=timeout)
+        try:
+            out, err = self.process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             self.stop()
             return {"error": f"no answer within {timeout:g} seconds"}
-        with suppress(ValueError, IndexError): return json.loads(out.splitlines()[-1])
+        with suppress(ValueError, IndexError):
+            return json.loads(out.splitlines()[-1])
         status = self.process.returncode
         reason = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return {"error": " ".join([f"the process {reason}", *err.strip().splitlines()[-1:]])}
 
     def stop(self):
         "End the process if it is still there."
-        if self.process and self.process.poll() is None: self.process.kill()
+        if self.process and self.process.poll() is None:
+            self.process.kill()
 
 
 def _tell(function: str, **options):
     "In the other process: call a function of this module and print its answer, or the error, as the last line."
-    try: answer = globals()[function](**options)
-    except BaseException as error: answer = {"error": _in_short(error)}
+    try:
+        answer = globals()[function](**options)
+    except BaseException as error:
+        answer = {"error": _in_short(error)}
     print("", json.dumps(answer), sep="\n", flush=True)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #ccf401f9
-_SIGNS = {"==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt, "===": operator.eq}
+_SIGNS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "===": operator.eq,
+}
 
 
 def _release(version: str) -> tuple[int, ...]:
@@ -139,7 +170,8 @@ def _fits(version: str, condition: str) -> bool:
     sign, bound = re.match(r"\s*([=!<>~]+)\s*(\S+)", condition).groups()
     have, want = _release(version), _release(bound)
     if sign == "~=": return have >= want and have[: len(want) - 1] == want[:-1]
-    if bound.endswith(".*"): have = have[: len(want)]
+    if bound.endswith(".*"):
+        have = have[: len(want)]
     length = max(len(have), len(want))  # 2.10 and 2.10.0 are the same
     return _SIGNS[sign](*(numbers + (0,) * (length - len(numbers)) for numbers in (have, want)))
 
@@ -152,8 +184,10 @@ def _requirement(line: str) -> tuple[str, list[str]]:
 
 def _version(package: str) -> str | None:
     "The installed version, from the package's metadata; `None` when there is none."
-    try: return metadata.version(package)
-    except metadata.PackageNotFoundError: return None
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 # %% ../nbs/4_tools/52_doctor.ipynb #a57477fa
 _INSTALL = "python -m pip install"
@@ -162,20 +196,32 @@ _INSTALL = "python -m pip install"
 def _python() -> Iterator[Finding]:
     "Python itself, and this course."
     fails = None if sys.version_info >= (3, 11) else "this course needs Python 3.11 or newer"
-    yield _verdict("python", f"{platform.python_version()} on {platform.system()} ({sys.executable})", fails, advice="make an environment: python3.12 -m venv .venv")
-    hint = None if _version("pytorch_course") else "it runs from a folder and is not installed, so nobody knows what it needs"
+    yield _verdict(
+        "python",
+        f"{platform.python_version()} on {platform.system()} ({sys.executable})",
+        fails,
+        advice="make an environment: python3.12 -m venv .venv",
+    )
+    hint = (
+        None
+        if _version("pytorch_course")
+        else "it runs from a folder and is not installed, so nobody knows what it needs"
+    )
     yield _verdict("pytorch_course", __version__, hint=hint, advice=f"in the folder of the course: {_INSTALL} -e .")
 
 
 def _packages() -> Iterator[Finding]:
     "Every package that this course needs, against the bounds in its own metadata."
-    try: lines = [line for line in metadata.requires("pytorch_course") or [] if "extra ==" not in line]
-    except metadata.PackageNotFoundError: lines = ["torch", "torchvision", "numpy", "pillow"]
+    try:
+        lines = [line for line in metadata.requires("pytorch_course") or [] if "extra ==" not in line]
+    except metadata.PackageNotFoundError:
+        lines = ["torch", "torchvision", "numpy", "pillow"]
     for name, conditions in map(_requirement, lines):
         version, bounds = _version(name), ",".join(sorted(conditions, reverse=True))
         broken = [condition for condition in conditions if version and not _fits(version, condition)]
         fails = f"it is missing, and {name}{bounds} is needed" if version is None else None
-        if any(condition.startswith((">", "=", "~")) for condition in broken): fails = f"it is too old, {bounds} is needed"
+        if any(condition.startswith((">", "=", "~")) for condition in broken):
+            fails = f"it is too old, {bounds} is needed"
         hint = f"it was never tried with this version, only with {bounds}" if broken else None
         yield _verdict(name, version or "missing", fails, hint, f'{_INSTALL} "{name}{bounds}"')
 
@@ -186,50 +232,93 @@ def _pair() -> Iterator[Finding]:
     if torch is None or torchvision is None: return  # reported as missing
     wanted = dict(map(_requirement, metadata.requires("torchvision") or [])).get("torch", [])
     broken = [condition for condition in wanted if not _fits(torch, condition)]
-    near = all(condition.startswith("==") and _release(condition[2:].strip())[:2] == _release(torch)[:2] for condition in broken)
-    problem = "they were not built for each other, and importing torchvision would crash" if broken and not near else None
+    near = all(
+        condition.startswith("==") and _release(condition[2:].strip())[:2] == _release(torch)[:2]
+        for condition in broken
+    )
+    problem = (
+        "they were not built for each other, and importing torchvision would crash" if broken and not near else None
+    )
     hint = "nearly the same version, which mostly works" if broken else None
     bounds = f"torch {','.join(wanted)}" if wanted else "any torch"
-    yield _verdict("the pair", f"torchvision {torchvision} asks for {bounds}; here is {torch}", problem, hint, f"{_INSTALL} --upgrade torch torchvision")
+    yield _verdict(
+        "the pair",
+        f"torchvision {torchvision} asks for {bounds}; here is {torch}",
+        problem,
+        hint,
+        f"{_INSTALL} --upgrade torch torchvision",
+    )
 
 # %% ../nbs/4_tools/52_doctor.ipynb #c3ecc371
 def _probe_torchvision() -> dict:
     "In another process: import torchvision and use its compiled part."
-    try: import torch
-    except Exception: return {"skipped": "not tried, torch cannot be imported"}
+    try:
+        import torch
+    except Exception:
+        return {"skipped": "not tried, torch cannot be imported"}
     import torchvision
     from torchvision.ops import nms  # of two boxes in the same place, keep the better one
     kept = nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2), torch.tensor([0.5, 1.0]), 0.5).tolist()
-    return {"version": torchvision.__version__} if kept == [1] else {"error": f"torchvision.ops.nms gives {kept} instead of [1]"}
+    return (
+        {"version": torchvision.__version__}
+        if kept == [1]
+        else {"error": f"torchvision.ops.nms gives {kept} instead of [1]"}
+    )
 
 
 def _mend(error: str) -> str:
     "What to do about a package that cannot be imported."
-    if "no answer" in error: return "try again; if it stays so, the disk is very slow, or a driver does not answer (does nvidia-smi?)"
-    if "WinError" in error: return "install https://aka.ms/vs/17/release/vc_redist.x64.exe, then restart"
-    if "emory" in error or "SIGKILL" in error: return "give it more memory: ulimit -v unlimited, docker run --memory=4g ..."
+    if "no answer" in error:
+        return "try again; if it stays so, the disk is very slow, or a driver does not answer (does nvidia-smi?)"
+    if "WinError" in error:
+        return "install https://aka.ms/vs/17/release/vc_redist.x64.exe, then restart"
+    if "emory" in error or "SIGKILL" in error:
+        return "give it more memory: ulimit -v unlimited, docker run --memory=4g ..."
     return f"{_INSTALL} --upgrade --force-reinstall torch torchvision"
 
 
 def _import_torchvision(probe: _Probe) -> Iterator[Finding]:
     "Whether torchvision can be used."
     answer = probe.answer()
-    if "skipped" in answer: yield Finding("import torchvision", answer["skipped"])
+    if "skipped" in answer:
+        yield Finding("import torchvision", answer["skipped"])
     else:
         error, fails = answer.get("error", ""), "pictures could neither be read nor prepared"
         yield _verdict("import torchvision", error or "works", fails if error else None, advice=_mend(error))
 
 
-_NAMES = ("torch", "torchvision", "numpy", "PIL", "matplotlib", "requests", "tqdm", "sklearn", "pandas", "torchinfo", "safetensors")
+_NAMES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "PIL",
+    "matplotlib",
+    "requests",
+    "tqdm",
+    "sklearn",
+    "pandas",
+    "torchinfo",
+    "safetensors",
+)
 
 
 def _own_files(folder: str | Path) -> Iterator[Finding]:
     "Files of yours that bear the name of a package, and are imported instead of it."
-    places = [path for path in Path(folder).glob("*") if path.suffix == ".py" or (path/"__init__.py").is_file()] if Path(folder).is_dir() else []
+    places = (
+        [path for path in Path(folder).glob("*") if path.suffix == ".py" or (path / "__init__.py").is_file()]
+        if Path(folder).is_dir()
+        else []
+    )
     hiding = sorted(path.name for path in places if path.stem in _NAMES)
     hint = sorted(path.name for path in places if path.suffix == ".py" and path.stem in sys.stdlib_module_names)
     text = f"{', '.join(hiding or hint)} would be imported here instead of the real one"
-    yield _verdict("your own files", ", ".join(hiding + hint) or "none hides a package", text if hiding else None, text if hint else None, "rename it")
+    yield _verdict(
+        "your own files",
+        ", ".join(hiding + hint) or "none hides a package",
+        text if hiding else None,
+        text if hint else None,
+        "rename it",
+    )
 
 # %% ../nbs/4_tools/52_doctor.ipynb #f9c31c80
 def _try_device(name: str) -> dict:
@@ -244,7 +333,8 @@ def _try_device(name: str) -> dict:
         pictures, window = X[None, None], torch.ones(1, 1, 3, 3, device=name)
         results = [(X @ X).sum().item(), torch.nn.functional.conv2d(pictures, window).sum().item()]
         return facts if results == [512, 324] else {**facts, "error": f"it computes {results} instead of [512, 324]"}
-    except Exception as error: return {**facts, "error": _in_short(error)}
+    except Exception as error:
+        return {**facts, "error": _in_short(error)}
 
 
 def _probe_torch() -> dict:
@@ -255,7 +345,9 @@ def _probe_torch() -> dict:
         from pytorch_course.tensors import _available_devices, pick_device
         found = {"picked": str(pick_device()), "devices": [_try_device(name) for name in _available_devices()]}
     built = {"cuda": torch.version.cuda, "rocm": torch.version.hip}
-    said = [str(warning.message) for warning in caught if "CUDA" in str(warning.message) or "driver" in str(warning.message)]
+    said = [
+        str(warning.message) for warning in caught if "CUDA" in str(warning.message) or "driver" in str(warning.message)
+    ]
     return {"version": torch.__version__, **built, **found, "threads": torch.get_num_threads(), "warnings": said}
 
 # %% ../nbs/4_tools/52_doctor.ipynb #6846481e
@@ -275,12 +367,23 @@ def _gpu_unused(answer: dict) -> tuple[str | None, str | None]:
     if gpu is None: return None, None
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     slow = f"training would be slow: here is {gpu}, but"
-    if hidden is not None: return f"{slow} CUDA_VISIBLE_DEVICES={hidden!r} hides it", "unset CUDA_VISIBLE_DEVICES"
+    if hidden is not None:
+        return f"{slow} CUDA_VISIBLE_DEVICES={hidden!r} hides it", "unset CUDA_VISIBLE_DEVICES"
     site = "https://pytorch.org/get-started/locally/"
     if not (answer["cuda"] or answer["rocm"]):
-        return f"{slow} this torch was built for CPUs only", f"python -m pip uninstall torch torchvision, then the CUDA command from {site}"
-    reason = answer["warnings"][0].split(". ")[0] if answer["warnings"] else f"torch, built for CUDA {answer['cuda']}, cannot use it"
-    return f"{slow} {reason}", f"update the NVIDIA driver (nvidia-smi shows its version), or take a torch for an older CUDA from {site}"
+        return (
+            f"{slow} this torch was built for CPUs only",
+            f"python -m pip uninstall torch torchvision, then the CUDA command from {site}",
+        )
+    reason = (
+        answer["warnings"][0].split(". ")[0]
+        if answer["warnings"]
+        else f"torch, built for CUDA {answer['cuda']}, cannot use it"
+    )
+    return (
+        f"{slow} {reason}",
+        f"update the NVIDIA driver (nvidia-smi shows its version), or take a torch for an older CUDA from {site}",
+    )
 
 
 def _device(facts: dict) -> Finding:
@@ -289,9 +392,14 @@ def _device(facts: dict) -> Finding:
     value = f"{facts['title']}{memory}, " if "title" in facts else ""
     fails = "nothing could be trained on it" if "error" in facts else None
     full = "out of memory" in facts.get("error", "")
-    advice = "see with nvidia-smi who fills it" if full else f"choose another one (--device cpu), or {_INSTALL} --upgrade torch torchvision"
+    advice = (
+        "see with nvidia-smi who fills it"
+        if full
+        else f"choose another one (--device cpu), or {_INSTALL} --upgrade torch torchvision"
+    )
     hint = "other programs fill it, and a model may not fit" if "total" in facts and facts["free"] < 1 << 30 else None
-    if hint: advice = "see with nvidia-smi who fills it"
+    if hint:
+        advice = "see with nvidia-smi who fills it"
     return _verdict(f"device {facts['name']}", value + facts.get("error", "computes right"), fails, hint, advice)
 
 
@@ -306,7 +414,13 @@ def _import_torch(probe: _Probe, cores: int) -> Iterator[Finding]:
     if "error" in answer:
         yield _verdict("import torch", answer["error"], "nothing could be trained", advice=_mend(answer["error"]))
         return
-    built = f"CUDA {answer['cuda']}" if answer["cuda"] else f"ROCm {answer['rocm']}" if answer["rocm"] else "CPUs (and Apple GPUs)"
+    built = (
+        f"CUDA {answer['cuda']}"
+        if answer["cuda"]
+        else f"ROCm {answer['rocm']}"
+        if answer["rocm"]
+        else "CPUs (and Apple GPUs)"
+    )
     yield Finding("import torch", f"works, built for {built}")
     yield from map(_device, answer["devices"])
     problem, advice = _gpu_unused(answer)
@@ -324,7 +438,11 @@ def _group_files(controller: str, name: str) -> Iterator[Path]:
         if controllers and controller not in controllers.split(","): continue
         root = Path("/sys/fs/cgroup", controller if controllers else "")
         place = root/group.lstrip("/")
-        yield from (folder/name for folder in (place, *place.parents) if folder.is_relative_to(root) and (folder/name).is_file())
+        yield from (
+            folder / name
+            for folder in (place, *place.parents)
+            if folder.is_relative_to(root) and (folder / name).is_file()
+        )
 
 
 def _numbers(path: Path) -> list[int]:
@@ -337,16 +455,26 @@ def _usable_cores() -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     counts = [os.cpu_count() or 1, affinity or 1]
     shares = [_numbers(path) for path in _group_files("cpu", "cpu.max")]  # "200000 100000", or "max 100000"
-    shares += [_numbers(path) + _numbers(path.with_name("cpu.cfs_period_us")) for path in _group_files("cpu", "cpu.cfs_quota_us")]
+    shares += [
+        _numbers(path) + _numbers(path.with_name("cpu.cfs_period_us"))
+        for path in _group_files("cpu", "cpu.cfs_quota_us")
+    ]
     return max(1, min(counts + [round(share[0] / share[1]) for share in shares if len(share) == 2]))
 
 
 def _cores(usable: int) -> Iterator[Finding]:
     "Cores, and the number of threads that was asked for."
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    hint = f"OMP_NUM_THREADS={asked!r} is more than that, and threads get in each other's way" if asked.isdigit() and int(asked) > usable else None
-    if asked and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", asked): hint = f"OMP_NUM_THREADS={asked!r} is no number, and is ignored"
-    yield _verdict("cores", f"{usable} usable of {os.cpu_count()}", hint=hint, advice=f"export OMP_NUM_THREADS={usable}")
+    hint = (
+        f"OMP_NUM_THREADS={asked!r} is more than that, and threads get in each other's way"
+        if asked.isdigit() and int(asked) > usable
+        else None
+    )
+    if asked and not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", asked):
+        hint = f"OMP_NUM_THREADS={asked!r} is no number, and is ignored"
+    yield _verdict(
+        "cores", f"{usable} usable of {os.cpu_count()}", hint=hint, advice=f"export OMP_NUM_THREADS={usable}"
+    )
 
 # %% ../nbs/4_tools/52_doctor.ipynb #d267d600
 def _probe_workers(timeout: float = 20) -> dict:
@@ -355,30 +483,47 @@ def _probe_workers(timeout: float = 20) -> dict:
     try:
         import torch
         from torch.utils.data import DataLoader, TensorDataset
-    except Exception: return {"skipped": "not tried, torch cannot be imported"}
+    except Exception:
+        return {"skipped": "not tried, torch cannot be imported"}
     begin = time.perf_counter()
     dataloader = DataLoader(TensorDataset(torch.zeros(64, 3, 64, 64)), batch_size=32, num_workers=2, timeout=timeout)
     try:
         (X,) = next(iter(dataloader))
-        return {"start": multiprocessing.get_start_method(), "seconds": time.perf_counter() - begin, "shape": list(X.shape)}
+        return {
+            "start": multiprocessing.get_start_method(),
+            "seconds": time.perf_counter() - begin,
+            "shape": list(X.shape),
+        }
     except Exception as error:
-        if hasattr(signal, "SIGCHLD"): signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a worker dies
-        for worker in multiprocessing.active_children(): worker.kill()
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a worker dies
+        for worker in multiprocessing.active_children():
+            worker.kill()
         return {"error": _in_short(error)}
 
 
 def _workers(probe: _Probe, cores: int) -> Iterator[Finding]:
     "Whether a loader may have workers."
     answer = probe.answer()
-    if "skipped" in answer: yield Finding("workers", answer["skipped"])
-    elif "error" in answer: yield _verdict("workers", answer["error"], "a loader with workers would fail", advice="train with --num_workers 0")
-    else: yield Finding("workers", f"2 gave a batch in {answer['seconds']:.1f} s (start method {answer['start']}); up to {cores} make sense")
+    if "skipped" in answer:
+        yield Finding("workers", answer["skipped"])
+    elif "error" in answer:
+        yield _verdict(
+            "workers", answer["error"], "a loader with workers would fail", advice="train with --num_workers 0"
+        )
+    else:
+        yield Finding(
+            "workers",
+            f"2 gave a batch in {answer['seconds']:.1f} s (start method {answer['start']}); up to {cores} make sense",
+        )
 
 # %% ../nbs/4_tools/52_doctor.ipynb #ae8946e7
 def _room(name: str, value: str, free: int, least: int, little: int, consequence: str, advice: str) -> Finding:
     "A finding about space: it fails below `least` bytes, and is a hint below `little`."
     fails = f"less than {_size(least)} left, {consequence}" if free < least else None
-    return _verdict(name, value, fails, f"less than {_size(little)} left, which is tight" if free < little else None, advice)
+    return _verdict(
+        name, value, fails, f"less than {_size(little)} left, which is tight" if free < little else None, advice
+    )
 
 
 def _folder(name: str, folder: str | Path, advice: str) -> Iterator[Finding]:
@@ -394,7 +539,12 @@ def _folder(name: str, folder: str | Path, advice: str) -> Iterator[Finding]:
         return
     entries = os.statvfs(place) if hasattr(os, "statvfs") else None
     if entries and entries.f_files and entries.f_favail < 100:
-        yield _verdict(name, str(folder), "the disk has no room for the names of more files", advice="remove small files you do not need")
+        yield _verdict(
+            name,
+            str(folder),
+            "the disk has no room for the names of more files",
+            advice="remove small files you do not need",
+        )
         return
     free = shutil.disk_usage(place).free
     yield _room(name, f"{folder}, {_size(free)} free", free, 64 << 20, 1 << 30, "a run could not be saved", advice)
@@ -404,16 +554,24 @@ def _folders(folder: str | Path, data: str | Path) -> Iterator[Finding]:
     "The three folders that a training writes to."
     yield from _folder("current folder", folder, "make room, or work in another folder")
     yield from _folder("data folder", Path(folder, data), "make room, or choose another one with --root")
-    try: temporary = tempfile.gettempdir()
-    except OSError: yield _verdict("temporary folder", "none", "workers need one", advice="export TMPDIR=a folder that can be written to")
-    else: yield from _folder("temporary folder", temporary, "make room there, or export TMPDIR=another folder")
+    try:
+        temporary = tempfile.gettempdir()
+    except OSError:
+        yield _verdict(
+            "temporary folder", "none", "workers need one", advice="export TMPDIR=a folder that can be written to"
+        )
+    else:
+        yield from _folder("temporary folder", temporary, "make room there, or export TMPDIR=another folder")
 
 
 def _shared_memory() -> Iterator[Finding]:
     "The memory through which workers hand over batches, where it is a place of its own."
     if not Path("/dev/shm").is_dir(): return  # Windows and macOS have no such place
     usage = shutil.disk_usage("/dev/shm")
-    value, advice = f"{_size(usage.free)} free of {_size(usage.total)}", "docker run --shm-size=2g ..., or train with --num_workers 0"
+    value, advice = (
+        f"{_size(usage.free)} free of {_size(usage.total)}",
+        "docker run --shm-size=2g ..., or train with --num_workers 0",
+    )
     yield _room("shared memory", value, usage.free, 64 << 20, 1 << 30, "workers would be killed by a bus error", advice)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #bbffdff1
@@ -422,8 +580,13 @@ def _container_memory() -> list[int]:
     left = []
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
         for path in _group_files("memory", limit):
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)", path.with_name("memory.stat").read_text(encoding="utf-8"), re.MULTILINE)
-            for bound in _numbers(path): left.append(max(0, bound - _numbers(path.with_name(used))[0] + int(cached[1] if cached else 0)))
+            cached = re.search(
+                r"^(?:total_)?inactive_file (\d+)",
+                path.with_name("memory.stat").read_text(encoding="utf-8"),
+                re.MULTILINE,
+            )
+            for bound in _numbers(path):
+                left.append(max(0, bound - _numbers(path.with_name(used))[0] + int(cached[1] if cached else 0)))
     return left
 
 
@@ -432,22 +595,36 @@ def _available_memory() -> int | None:
     known = Path("/proc/meminfo")
     if known.is_file():
         available = int(re.search(r"MemAvailable:\s+(\d+) kB", known.read_text(encoding="utf-8"))[1]) * 1024
-        with suppress(OSError, ValueError, IndexError): available = min([available, *_container_memory()])
+        with suppress(OSError, ValueError, IndexError):
+            available = min([available, *_container_memory()])
         return available
-    with suppress(AttributeError, ValueError, OSError): return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(AttributeError, ValueError, OSError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
 
 
 def _memory(available: int | None) -> Iterator[Finding]:
     "Memory of this machine, or of this container."
-    if available is None: yield Finding("memory", "this system does not say")
-    else: yield _room("memory", f"{_size(available)} available", available, 256 << 20, 2 << 30, "a training would be killed", "close other programs, give the container more (docker run --memory=4g ...), or train with a smaller --batch_size")
+    if available is None:
+        yield Finding("memory", "this system does not say")
+    else:
+        yield _room(
+            "memory",
+            f"{_size(available)} available",
+            available,
+            256 << 20,
+            2 << 30,
+            "a training would be killed",
+            "close other programs, give the container more (docker run --memory=4g ...), or train with a smaller --batch_size",
+        )
 
 
 def _open_files() -> Iterator[Finding]:
     "How many files a process may have open; workers and the tensors that they pass use them up."
-    try: import resource
-    except ImportError: return  # Windows has no such limit
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     unlimited = limit == resource.RLIM_INFINITY
     fails = "not even torch could be loaded in peace" if not unlimited and limit < 64 else None
@@ -459,12 +636,19 @@ def _surroundings() -> Iterator[Finding]:
     "Colab, Jupyter or a terminal; what the console can print; the clock."
     colab, jupyter = "COLAB_RELEASE_TAG" in os.environ, "JPY_PARENT_PID" in os.environ or "ipykernel" in sys.modules
     hint = "files vanish when the session ends" if colab else None
-    yield _verdict("running in", "Google Colab" if colab else "Jupyter" if jupyter else "a terminal or a program", hint=hint, advice="copy what you want to keep to your Drive: runs/ and data/")
+    yield _verdict(
+        "running in",
+        "Google Colab" if colab else "Jupyter" if jupyter else "a terminal or a program",
+        hint=hint,
+        advice="copy what you want to keep to your Drive: runs/ and data/",
+    )
     encoding = getattr(sys.stdout, "encoding", None) or "unknown"
     hint = None
     if encoding != "unknown":
-        try: "█ é 犬".encode(encoding)
-        except (UnicodeError, LookupError): hint = "progress bars would look odd, and class names in other alphabets could not be printed"
+        try:
+            "█ é 犬".encode(encoding)
+        except (UnicodeError, LookupError):
+            hint = "progress bars would look odd, and class names in other alphabets could not be printed"
     yield _verdict("console", f"prints {encoding}", hint=hint, advice="set the environment variable PYTHONUTF8=1")
     made = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py")) if "__file__" in globals() else 0
     fails = "no certificate would be valid, so nothing could be downloaded" if time.time() < made - 86400 else None
@@ -478,11 +662,22 @@ def _mirror(address: str) -> Finding:
         place = urlsplit(address)
         host = place.hostname or "?"  # not the whole address, which may hold a password
         if place.scheme != "https" and not (place.scheme == "http" and host in ("127.0.0.1", "localhost")):
-            return _verdict("mirror", f"{place.scheme or 'no'}://{host}", "only https is accepted", advice="export PYTORCH_COURSE_MIRROR=https://...")
+            return _verdict(
+                "mirror",
+                f"{place.scheme or 'no'}://{host}",
+                "only https is accepted",
+                advice="export PYTORCH_COURSE_MIRROR=https://...",
+            )
         import requests
-        with requests.get(address, timeout=(3, 3), stream=True, allow_redirects=False) as response: status = response.status_code
+        with requests.get(address, timeout=(3, 3), stream=True, allow_redirects=False) as response:
+            status = response.status_code
     except Exception as error:
-        return _verdict("mirror", f"{host}: {type(error).__name__}", "nothing could be downloaded", advice="start it, mend the address, or unset PYTORCH_COURSE_MIRROR")
+        return _verdict(
+            "mirror",
+            f"{host}: {type(error).__name__}",
+            "nothing could be downloaded",
+            advice="start it, mend the address, or unset PYTORCH_COURSE_MIRROR",
+        )
     fails = f"it answers {status}, an error of the server" if status >= 500 else None
     return _verdict("mirror", f"{host} answers", fails, advice="mend it, or unset PYTORCH_COURSE_MIRROR")
 
@@ -491,10 +686,21 @@ def _network() -> Iterator[Finding]:
     "What was set up for the network; without any of it there is nothing to say, and nobody is asked."
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         missing = name in os.environ and not Path(os.environ[name]).exists()
-        if missing: yield _verdict(name, os.environ[name], "no such file, so nothing could be downloaded", advice=f"unset {name}")
-    proxies = {urlsplit(address if "//" in address else f"//{address}").hostname for kind, address in getproxies().items() if kind in ("http", "https", "all")}
-    if proxies: yield Finding("proxy", ", ".join(sorted(host or "?" for host in proxies)))  # the host only: an address may hold a password
-    if mirror := os.environ.get("PYTORCH_COURSE_MIRROR"): yield _mirror(mirror)
+        if missing:
+            yield _verdict(
+                name, os.environ[name], "no such file, so nothing could be downloaded", advice=f"unset {name}"
+            )
+    proxies = {
+        urlsplit(address if "//" in address else f"//{address}").hostname
+        for kind, address in getproxies().items()
+        if kind in ("http", "https", "all")
+    }
+    if proxies:
+        yield Finding(
+            "proxy", ", ".join(sorted(host or "?" for host in proxies))
+        )  # the host only: an address may hold a password
+    if mirror := os.environ.get("PYTORCH_COURSE_MIRROR"):
+        yield _mirror(mirror)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #801b716b
 def diagnose(
@@ -503,19 +709,28 @@ def diagnose(
 ) -> list[Finding]:  # in the order of the report
     "Look at everything that a training needs from its machine; takes a few seconds, changes nothing, and does not raise for a sick machine."
     available, cores = None, os.cpu_count() or 1
-    with suppress(Exception): available = _available_memory()
-    with suppress(Exception): cores = _usable_cores()
+    with suppress(Exception):
+        available = _available_memory()
+    with suppress(Exception):
+        cores = _usable_cores()
     probes = torch, torchvision, workers = [_Probe(f"_probe_{name}") for name in ("torch", "torchvision", "workers")]
     try:
         if available is None or available > 4 << 30:
-            for probe in probes: probe.start()
+            for probe in probes:
+                probe.start()
         software = _guarded(_python) + _guarded(_packages) + _guarded(_pair) + _guarded(_own_files, folder)
-        room = _guarded(_memory, available) + _guarded(_shared_memory) + _guarded(_folders, folder, data) + _guarded(_open_files)
+        room = (
+            _guarded(_memory, available)
+            + _guarded(_shared_memory)
+            + _guarded(_folders, folder, data)
+            + _guarded(_open_files)
+        )
         surroundings = _guarded(_surroundings) + _guarded(_network)
         computing = _guarded(_import_torch, torch, cores) + _guarded(_import_torchvision, torchvision)
         computing += _guarded(_cores, cores) + _guarded(_workers, workers, cores)
     finally:
-        for probe in probes: probe.stop()
+        for probe in probes:
+            probe.stop()
     return software + computing + room + surroundings
 
 

@@ -30,18 +30,24 @@ def confusion_matrix(
     for name, values in (("y", y), ("predicted", predicted)):
         values = torch.as_tensor(values).detach().cpu()
         if values.ndim != 1 or values.is_floating_point() or values.is_complex():
-            raise ValueError(f"{name} must be class numbers of shape (N,), not {values.dtype} of shape {tuple(values.shape)}; "
-                             "logits.argmax(dim=1) makes them from scores")
+            raise ValueError(
+                f"{name} must be class numbers of shape (N,), not {values.dtype} of shape {tuple(values.shape)}; "
+                "logits.argmax(dim=1) makes them from scores"
+            )
         if len(values) and not 0 <= values.min() <= values.max() < num_classes:
-            raise ValueError(f"{name} must be in 0..{num_classes - 1}, not {values.min().item()}..{values.max().item()}")
+            raise ValueError(
+                f"{name} must be in 0..{num_classes - 1}, not {values.min().item()}..{values.max().item()}"
+            )
         numbers.append(values.long())
     y, predicted = numbers
-    if len(y) != len(predicted): raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
+    if len(y) != len(predicted):
+        raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
     return torch.bincount(y * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 # %% ../nbs/3_training/42_evaluation.ipynb #670f8b9f
 class ClassTable(list):
     "A list of dictionaries `class`, `precision`, `recall`, `f1`, `support`; `None` where a number has no meaning. Prints as a table."
+
     _columns = ("precision", "recall", "f1")
 
     def mean(self) -> dict:  # of the same keys; `support` is the sum
@@ -81,22 +87,25 @@ def class_table(
     "Precision, recall, F1 and number of samples of every class. Raises `ValueError` when there are not C names."
     if tuple(matrix.shape) != (len(class_names),) * 2:
         raise ValueError(f"a matrix of shape {tuple(matrix.shape)} does not fit {len(class_names)} class names")
-    def divide(a: int, b: int) -> float | None: return a / b if b else None
+    def divide(a: int, b: int) -> float | None:
+        return a / b if b else None
 
     counts = zip(class_names, matrix.diagonal().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist())
     return ClassTable(
         {"class": str(name), "precision": divide(right, column), "recall": divide(right, row),
          "f1": divide(2 * right, row + column), "support": row}
         for name, right, row, column in counts
-    )  # fmt: skip
+    )
 
 # %% ../nbs/3_training/42_evaluation.ipynb #7cabf194
 def _check_complete_and_in_order(dataloader, allow_shuffled: bool):
     "Raise `ValueError` for a loader that is shuffled or leaves samples out; anything but a `DataLoader` is taken as it comes."
-    if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset): return
+    if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset):
+        return
     batches = dataloader.batch_sampler
     left_out = len(dataloader.sampler) % batches.batch_size if getattr(batches, "drop_last", False) else 0
-    if left_out: raise ValueError(f"the dataloader leaves out the last {left_out} samples; make it with drop_last=False")
+    if left_out:
+        raise ValueError(f"the dataloader leaves out the last {left_out} samples; make it with drop_last=False")
     sampler = dataloader.sampler if batches is None else getattr(batches, "sampler", batches)
     if not allow_shuffled and not isinstance(sampler, SequentialSampler):
         raise ValueError(
@@ -111,7 +120,9 @@ def predict(
     device: str | torch.device,  # where to compute
     *,
     allow_shuffled: bool = False,  # accept a loader in any order; row i is then not sample i
-) -> tuple[torch.Tensor, torch.Tensor]:  # the model's outputs, for classifiers logits `(N, C)`; and `y` `(N,)`; on the CPU
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # the model's outputs, for classifiers logits `(N, C)`; and `y` `(N,)`; on the CPU
     """Run a model over a whole data set: row i of both results belongs to sample i.
 
     Raises `ValueError` for a loader that is shuffled, drops its last batch, or gives no batch at all."""
@@ -177,7 +188,8 @@ def plot_confident_mistakes(
     y: torch.Tensor,  # true class numbers `(N,)`
     class_names: list[str],  # in the order of the class numbers
     n: int = 9,  # how many pictures at most
-    transform: ImageTransform | None = None,  # what made the tensors, to be undone; `None`: the data set's own, if it has one
+    transform: ImageTransform
+    | None = None,  # what made the tensors, to be undone; `None`: the data set's own, if it has one
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
     """The most confidently wrong pictures, each titled "predicted p% (true)", the surest first.
 
@@ -190,8 +202,10 @@ def plot_confident_mistakes(
     sums = probabilities.sum(dim=1).float()
     if not (probabilities >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
         raise ValueError("the rows of probabilities must add up to 1; logits.softmax(dim=1) makes them from logits")
-    if transform is None: transform = getattr(dataset, "transform", None)
-    if not hasattr(transform, "undo"): transform = None
+    if transform is None:
+        transform = getattr(dataset, "transform", None)
+    if not hasattr(transform, "undo"):
+        transform = None
     sure, predicted = probabilities.max(dim=1)
     order = sure.argsort(descending=True, stable=True)
     worst = order[predicted[order] != y[order]][:n].tolist()
@@ -201,7 +215,9 @@ def plot_confident_mistakes(
         if isinstance(item, tuple | list):
             item, label = item
             if label != y[i]:
-                raise ValueError(f"sample {i} is of class {label} in the data set but {y[i]} in y; were the predictions shuffled?")
+                raise ValueError(
+                    f"sample {i} is of class {label} in the data set but {y[i]} in y; were the predictions shuffled?"
+                )
         pictures.append(_picture(item, transform))
         titles.append(f"{class_names[predicted[i]]} {sure[i]:.0%} ({class_names[y[i]]})")
     if not worst:
@@ -253,7 +269,9 @@ def evaluate_model(
         raise ValueError(f"the model gives outputs of shape {tuple(logits.shape)}; "
                          f"expected one score for each of {len(class_names)} classes")
     if bad := logits.isnan().any(dim=1).sum().item():
-        raise ValueError(f"the model gives NaN for {bad:,} of {len(y):,} samples; did its training diverge, or is there NaN in the data?")
+        raise ValueError(
+            f"the model gives NaN for {bad:,} of {len(y):,} samples; did its training diverge, or is there NaN in the data?"
+        )
     matrix = confusion_matrix(y, logits.argmax(dim=1), len(class_names))
     loss = None if loss_fn is None else float(loss_fn(logits.to(device).float(), y.to(device)))
     table, accuracy = class_table(matrix, class_names), matrix.diagonal().sum().item() / len(y)
@@ -270,13 +288,16 @@ def plot_regression(
     "Scatter plot of training data, test data and predictions for it. Raises `ValueError` when numbers of points do not match."
     groups = [("training data", train_data, train_labels, "tab:blue", "o"),
               ("test data", test_data, test_labels, "tab:green", "s")]
-    if predictions is not None: groups.append(("predictions", test_data, predictions, "tab:red", "x"))
+    if predictions is not None:
+        groups.append(("predictions", test_data, predictions, "tab:red", "x"))
     figure, axes = subplots(figsize=(6, 3.4))
     ax = axes[0, 0]
     for name, data, labels, color, marker in groups:
         data, labels = (torch.as_tensor(values).detach().cpu().flatten() for values in (data, labels))
         if len(data) != len(labels):
-            raise ValueError(f"{name}: {len(data)} inputs, but {len(labels)} values; there must be one number per sample")
+            raise ValueError(
+                f"{name}: {len(data)} inputs, but {len(labels)} values; there must be one number per sample"
+            )
         ax.scatter(data.numpy(), labels.numpy(), s=14, c=color, marker=marker, label=name)
     ax.set(title="Data" if predictions is None else "Data and predictions", xlabel="x", ylabel="y")
     ax.grid(alpha=0.3)

@@ -42,10 +42,14 @@ def _beside(path: Path) -> Path:
 
 def _is_gone(pid: int, path: Path) -> bool:
     "Has the process ended that was making this file?"
-    if os.name != "posix": return time.time() - path.stat().st_mtime > 86_400  # there is no signal 0; a day is long enough
-    try: os.kill(pid, 0)
-    except ProcessLookupError: return True
-    except (PermissionError, OverflowError): return False  # somebody else's process; no number of a process at all
+    if os.name != "posix":
+        return time.time() - path.stat().st_mtime > 86_400  # there is no signal 0; a day is long enough
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False  # somebody else's process; no number of a process at all
     return False
 
 
@@ -62,8 +66,10 @@ def remove_stale_files(
         if not made or not fnmatchcase(made[1], name): continue
         with suppress(OSError):  # another process may be sweeping too
             if not (own if int(made[2]) == os.getpid() else _is_gone(int(made[2]), path)): continue
-            if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
-            else: path.unlink()
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
             removed += 1
     return removed
 
@@ -78,14 +84,18 @@ def atomic_write(
     remove_stale_files(path.parent, glob.escape(path.name), own=False)  # our own: another thread may be writing
     try:
         yield temporary
-        with temporary.open("rb+") as file: os.fsync(file.fileno())
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         if os.name == "posix":  # the folder holds the name; Windows has no such call
             folder = os.open(path.parent, os.O_RDONLY)
-            try: os.fsync(folder)
+            try:
+                os.fsync(folder)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.ENOTSUP): raise  # some network file systems cannot do this to a folder
-            finally: os.close(folder)
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise  # some network file systems cannot do this to a folder
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -103,12 +113,15 @@ def atomic_folder(
     note = folder/".source"
     complete = lambda: note.is_file() and note.read_text(encoding="utf-8") == source
     temporary, old = _beside(folder), _beside(folder.with_name(f"{folder.name}.old"))
-    for name in (folder.name, f"{folder.name}.old"): remove_stale_files(folder.parent, glob.escape(name), own=False)
+    for name in (folder.name, f"{folder.name}.old"):
+        remove_stale_files(folder.parent, glob.escape(name), own=False)
     if complete():
         yield None
         return
     if folder.exists() and not note.is_file():
-        raise FileExistsError(f"{folder} exists and was not made by pytorch_course; move it away or choose another root")
+        raise FileExistsError(
+            f"{folder} exists and was not made by pytorch_course; move it away or choose another root"
+        )
     made = [path for path in folder.parents if not path.exists()]  # nearest first
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -116,15 +129,19 @@ def atomic_folder(
         yield temporary
         (temporary/".source").write_text(source, encoding="utf-8")
         if not complete():  # else another process was faster
-            if note.is_file(): folder.rename(old)  # ours, from another version of the source
+            if note.is_file():
+                folder.rename(old)  # ours, from another version of the source
             temporary.rename(folder)
     except BaseException:  # Ctrl-C too
-        with suppress(OSError): old.rename(folder)
+        with suppress(OSError):
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # leave no empty folders behind; a folder with something in it stays
-            for path in made: path.rmdir()
+            for path in made:
+                path.rmdir()
         raise
-    for path in (temporary, old): shutil.rmtree(path, ignore_errors=True)
+    for path in (temporary, old):
+        shutil.rmtree(path, ignore_errors=True)
 
 # %% ../nbs/1_basics/12_files.ipynb #cfc27f22
 def file_hash(
@@ -133,10 +150,14 @@ def file_hash(
 ) -> str:  # in hexadecimal
     "Hash of a file's content, read in pieces."
     path = Path(path)
-    digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)  # some systems forbid MD5 and SHA-1 otherwise
-    if kind == "git": digest.update(f"blob {path.stat().st_size}\0".encode())
+    digest = hashlib.new(
+        "sha1" if kind == "git" else kind, usedforsecurity=False
+    )  # some systems forbid MD5 and SHA-1 otherwise
+    if kind == "git":
+        digest.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        while piece := file.read(1 << 20): digest.update(piece)  # 1 << 20 is 2 to the power of 20: 1 MB
+        while piece := file.read(1 << 20):
+            digest.update(piece)  # 1 << 20 is 2 to the power of 20: 1 MB
     return digest.hexdigest()
 
 # %% ../nbs/1_basics/12_files.ipynb #36b81040
@@ -153,11 +174,15 @@ class RemoteFile:
 
     def __post_init__(self):
         if not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}|git:[0-9a-f]{40}", self.hash):
-            raise ValueError(f"expected a hash such as 'sha256:' and 64 digits 0-9 a-f ('md5:' and 32, 'git:' and 40), not {self.hash!r}")
-        if self.name in ("", "..") or set(self.name) & set("\\:\0"): raise ValueError(f"{self.url!r} does not end with the name of a file")
+            raise ValueError(
+                f"expected a hash such as 'sha256:' and 64 digits 0-9 a-f ('md5:' and 32, 'git:' and 40), not {self.hash!r}"
+            )
+        if self.name in ("", "..") or set(self.name) & set("\\:\0"):
+            raise ValueError(f"{self.url!r} does not end with the name of a file")
 
     @property
-    def name(self) -> str: return PurePosixPath(urlsplit(self.url).path).name
+    def name(self) -> str:
+        return PurePosixPath(urlsplit(self.url).path).name
 
     def matches(self, path: Path) -> bool:
         kind, _, expected = self.hash.partition(":")
@@ -177,11 +202,13 @@ def _https_session(asked: str):
     import requests  # only when something is downloaded: many programs never do
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
 
-    def is_here(url): return parse_url(url).scheme == "http" and parse_url(url).host in ("127.0.0.1", "localhost")
+    def is_here(url):
+        return parse_url(url).scheme == "http" and parse_url(url).host in ("127.0.0.1", "localhost")
 
     class HttpsOnly(requests.Session):
         def get_adapter(self, url):
-            if parse_url(url).scheme == "https" or is_here(asked) and is_here(url): return super().get_adapter(url)
+            if parse_url(url).scheme == "https" or is_here(asked) and is_here(url):
+                return super().get_adapter(url)
             raise requests.exceptions.InvalidSchema(f"{url} is not https")
 
     session = HttpsOnly()
@@ -197,9 +224,17 @@ def _receive(url: str, path: Path, max_bytes: int, timeout: tuple[float, float])
         announced = response.headers.get("Content-Length", "")
         length = int(announced) if re.fullmatch("[0-9]{1,15}", announced) else None
         if length and length > max_bytes: raise too_long
-        with path.open("wb") as file, tqdm(
-            total=length, unit="B", unit_scale=True, unit_divisor=1024, desc=path.stem.lstrip("."), **progress_bar_options()
-        ) as bar:
+        with (
+            path.open("wb") as file,
+            tqdm(
+                total=length,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                desc=path.stem.lstrip("."),
+                **progress_bar_options(),
+            ) as bar,
+        ):
             for piece in response.iter_content(1 << 16):
                 file.write(piece)
                 bar.update(len(piece))
@@ -211,7 +246,8 @@ def _reason(error: Exception) -> str:
     import requests
     response = getattr(error, "response", None)
     if response is not None: return f"the server answered {response.status_code} {response.reason}"
-    if "timed out" in str(error): return "no answer in time"  # between two pieces it is a ConnectionError to requests
+    if "timed out" in str(error):
+        return "no answer in time"  # between two pieces it is a ConnectionError to requests
     reasons = {
         requests.exceptions.InvalidSchema: "the address, or the one it redirects to, is not https",
         requests.exceptions.SSLError: "the server could not prove who it is (a proxy, or a wrong clock on this machine?)",
@@ -231,7 +267,8 @@ def _verify(remote: RemoteFile, url: str, temporary: Path, path: Path):
     kind, _, expected = remote.hash.partition(":")
     found = file_hash(temporary, kind)
     if found == expected: return
-    with temporary.open("rb") as file: is_page = b"<html" in file.read(2048).lower()
+    with temporary.open("rb") as file:
+        is_page = b"<html" in file.read(2048).lower()
     what = "a web page (a login page or a proxy?)" if is_page else "another file"
     raise DownloadError(_advice(url, path, f"the server sent {what}: {kind} is {found}, expected {expected}"))
 
@@ -264,17 +301,31 @@ def download(
                 if refused or isinstance(error, requests.exceptions.InvalidSchema) or attempt == attempts - 1:
                     raise DownloadError(_advice(url, path, _reason(error))) from error
                 time.sleep(2**attempt)
-            except DownloadError: raise
-            except OSError as error: raise DownloadError(f"cannot write {path}: {error.strerror or error}") from error  # disk full
+            except DownloadError:
+                raise
+            except OSError as error:
+                raise DownloadError(f"cannot write {path}: {error.strerror or error}") from error  # disk full
         _verify(remote, url, temporary, path)
     return path
 
 # %% ../nbs/1_basics/12_files.ipynb #18dd06fb
-MAX_MEMBERS, MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO = 2_000_000, 50 << 30, 200  # files; bytes; unpacked bytes per packed byte
+MAX_MEMBERS, MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO = (
+    2_000_000,
+    50 << 30,
+    200,
+)  # files; bytes; unpacked bytes per packed byte
 _DAMAGED = (
-    zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OverflowError,
-    NotImplementedError, RecursionError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OverflowError,
+    NotImplementedError,
+    RecursionError,
+)
 
 
 class ArchiveError(ValueError):
@@ -310,8 +361,10 @@ def _claim(places: dict[str, tuple[str, bool]], name: str, is_folder: bool):
     "Note where a member and the folders above it go. Raises `ArchiveError` when that place is taken."
     while name not in ("", "."):
         if taken := places.get(key := _same(name)):
-            if taken[0] != name: raise ArchiveError(f"{taken[0]!a} and {name!a} are the same name on some systems")
-            if not (is_folder and taken[1]): raise ArchiveError(f"two files have the same name, {name!r}")
+            if taken[0] != name:
+                raise ArchiveError(f"{taken[0]!a} and {name!a} are the same name on some systems")
+            if not (is_folder and taken[1]):
+                raise ArchiveError(f"two files have the same name, {name!r}")
             return  # a known folder; those above it are known as well
         places[key] = name, is_folder
         name, is_folder = name.rpartition("/")[0], True
@@ -328,9 +381,12 @@ def _checked(members: Iterable[_Member], packed: int, folder: Path) -> list[_Mem
         checked.append(member._replace(name=name))
         needed = member.total
         if len(checked) > MAX_MEMBERS: raise ArchiveError(f"more than {MAX_MEMBERS:,} files")
-        if needed > MAX_UNPACKED_BYTES: raise ArchiveError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
-        if needed > max(1 << 20, MAX_COMPRESSION_RATIO * packed): raise ArchiveError(f"unpacks to {needed:,} bytes or more from {packed:,}")
-        if needed > free: raise ArchiveError(f"needs more than the {free:,} bytes that are left in {folder}")
+        if needed > MAX_UNPACKED_BYTES:
+            raise ArchiveError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
+        if needed > max(1 << 20, MAX_COMPRESSION_RATIO * packed):
+            raise ArchiveError(f"unpacks to {needed:,} bytes or more from {packed:,}")
+        if needed > free:
+            raise ArchiveError(f"needs more than the {free:,} bytes that are left in {folder}")
     return checked
 
 # %% ../nbs/1_basics/12_files.ipynb #018a012b
@@ -343,16 +399,22 @@ def _unpack(members: list[_Member], opened: Callable[[object], BinaryIO], folder
         try:
             with opened(member.content) as source, target.open("xb") as file:  # x: fail if it exists, even as a link
                 shutil.copyfileobj(source, file, 1 << 16)
-                if file.tell() != member.size: raise EOFError(f"{file.tell():,} bytes instead of {member.size:,}")
-        except _DAMAGED as error: raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
+                if file.tell() != member.size:
+                    raise EOFError(f"{file.tell():,} bytes instead of {member.size:,}")
+        except _DAMAGED as error:
+            raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
 
 
 def _is_wanted(name: str, keep: Callable[[str], bool] | None) -> bool:
     "Hidden files and `__MACOSX` never are."
-    return not any(part == "__MACOSX" or part.startswith(".") for part in name.split("/") if part != ".") and (keep is None or keep(name))
+    return not any(part == "__MACOSX" or part.startswith(".") for part in name.split("/") if part != ".") and (
+        keep is None or keep(name)
+    )
 
 
-def _extract(members: Iterable[_Member], opened: Callable, path: Path, folder: Path, keep: Callable[[str], bool] | None):
+def _extract(
+    members: Iterable[_Member], opened: Callable, path: Path, folder: Path, keep: Callable[[str], bool] | None
+):
     "Check all members, then unpack those that are asked for, and move them into the folder together."
     is_new, fresh, moved = not folder.exists(), _beside(folder/path.name), []
     folder.mkdir(exist_ok=True)
@@ -360,16 +422,20 @@ def _extract(members: Iterable[_Member], opened: Callable, path: Path, folder: P
     try:
         wanted = [member for member in _checked(members, path.stat().st_size, folder) if _is_wanted(member.name, keep)]
         for top in {folder/member.name.partition("/")[0] for member in wanted} - {folder}:
-            if os.path.lexists(top): raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
+            if os.path.lexists(top):
+                raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         _unpack(wanted, opened, fresh, path.name)
-        for entry in list(fresh.iterdir()): moved.append(entry.rename(folder/entry.name))
+        for entry in list(fresh.iterdir()):
+            moved.append(entry.rename(folder/entry.name))
         fresh.rmdir()
     except BaseException:  # Ctrl-C too
-        for entry in moved: entry.rename(fresh/entry.name)
+        for entry in moved:
+            entry.rename(fresh/entry.name)
         shutil.rmtree(fresh, ignore_errors=True)
-        if is_new: folder.rmdir()
+        if is_new:
+            folder.rmdir()
         raise
 
 
@@ -377,11 +443,14 @@ def _extract(members: Iterable[_Member], opened: Callable, path: Path, folder: P
 def _naming(path: Path) -> Iterator[None]:
     "Whatever goes wrong with an archive, say it in one `ArchiveError`, or `OSError` for trouble with the disk, that names the file."
     if not path.is_file(): raise FileNotFoundError(f"no archive at {path}")
-    try: yield
-    except ArchiveError as error: raise ArchiveError(f"cannot unpack {path}: {error}") from error
+    try:
+        yield
+    except ArchiveError as error:
+        raise ArchiveError(f"cannot unpack {path}: {error}") from error
     except (ValueError, OSError, *_DAMAGED) as error:
         # Decoders raise what they like. A real error of the disk has a number, and not that of "invalid argument", for a place before the beginning.
-        if getattr(error, "errno", None) not in (None, errno.EINVAL): raise OSError(f"cannot unpack {path}: {error}") from error
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise OSError(f"cannot unpack {path}: {error}") from error
         raise ArchiveError(f"cannot unpack {path}: damaged, or another kind of file ({error})") from error
 
 # %% ../nbs/1_basics/12_files.ipynb #2a32df26
@@ -392,8 +461,10 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
         kind, problem = stat.S_IFMT(member.external_attr >> 16), ""
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
             problem = f"is packed in a rare way (method {member.compress_type}); unpack it with another program and make a plain zip file"
-        if member.flag_bits & 1: problem = "is encrypted"
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR): problem = "is a link or a device, not a file"
+        if member.flag_bits & 1:
+            problem = "is encrypted"
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            problem = "is a link or a device, not a file"
         total += member.file_size
         is_folder = member.filename.endswith(("/", "\\"))
         yield _Member(member.orig_filename, is_folder, member.file_size, total, problem, member)
@@ -409,7 +480,8 @@ def extract_zip(
     Raises `ArchiveError`, a `ValueError`, also for an entry that exists in `folder` already, and `OSError` when the disk fails; both name the archive.
     """
     path, folder = Path(path), Path(folder)
-    with _naming(path), zipfile.ZipFile(path) as archive: _extract(_zip_members(archive), archive.open, path, folder, keep)
+    with _naming(path), zipfile.ZipFile(path) as archive:
+        _extract(_zip_members(archive), archive.open, path, folder, keep)
 
 # %% ../nbs/1_basics/12_files.ipynb #2f7db4d0
 class _CarefulGzip(gzip.GzipFile):
@@ -418,7 +490,8 @@ class _CarefulGzip(gzip.GzipFile):
     last = b""  # what was read last
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= self.most: raise tarfile.ReadError(f"a header claims to be {size} bytes long")
+        if size is None or not 0 <= size <= self.most:
+            raise tarfile.ReadError(f"a header claims to be {size} bytes long")
         self.last = super().read(size)
         return self.last
 
@@ -427,10 +500,13 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
     "All members, with what is wrong about each. Raises `ArchiveError` when something other than the end follows the last one."
     for member in archive:
         plain = (member.isreg() or member.isdir()) and not member.issparse()
-        problem = "is a link or a device, not a file" if not plain else "claims a negative size" if member.size < 0 else ""
+        problem = (
+            "is a link or a device, not a file" if not plain else "claims a negative size" if member.size < 0 else ""
+        )
         yield _Member(member.name, member.isdir(), member.size, member.offset_data + member.size, problem, member)
     stream, zeros = archive.fileobj, 0
-    while not stream.last.strip(b"\0") and zeros < 1 << 24 and stream.read(1 << 16): zeros += len(stream.last)  # gzip compares its checksum
+    while not stream.last.strip(b"\0") and zeros < 1 << 24 and stream.read(1 << 16):
+        zeros += len(stream.last)  # gzip compares its checksum
     if stream.last: raise ArchiveError("damaged content (something follows the last file)")
 
 

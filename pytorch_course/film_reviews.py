@@ -85,7 +85,8 @@ class _Reviewer:
         self.rng, self.label, self.used = rng, label, set()
         self.stars = int(rng.integers(1, 5)) + 6 * label
         self.fixed = {"stars": str(self.stars)}
-        for name in ("genre", "title", "director"): self.fixed[name] = self.say(name)
+        for name in ("genre", "title", "director"):
+            self.fixed[name] = self.say(name)
 
     def say(self, name: str) -> str:
         "One of the expansions of `name` that this review has not used yet."
@@ -93,7 +94,8 @@ class _Reviewer:
         options = GRAMMAR[name].split("|")
         options = [option for option in options if option not in self.used] or options
         option = options[self.rng.integers(len(options))]
-        if option: self.used.add(option)
+        if option:
+            self.used.add(option)
         return re.sub(r"\{(\w+)\}", lambda match: self.say(match[1]), option)
 
     def sentence(self, kind: str) -> str:
@@ -101,14 +103,19 @@ class _Reviewer:
         if kind == "fact": return self.say("fact")
         if kind == "plain": return self.say(own)
         if kind == "turned" and self.rng.random() < 0.3: return self.say(f"turn_{own}")
-        if kind == "turned": self.fixed["x"] = self.say("bad" if self.label else "good")
-        if kind == "mixed": self.fixed |= {"a": self.say(other), "b": self.say(own)}
+        if kind == "turned":
+            self.fixed["x"] = self.say("bad" if self.label else "good")
+        if kind == "mixed":
+            self.fixed |= {"a": self.say(other), "b": self.say(own)}
         return self.say("turn" if kind == "turned" else "mix")
 
     def sentences(self) -> list[str]:
-        size = min(self.rng.geometric(0.32), 8) * (4 if self.rng.random() < 0.06 else 1)  # most are short, a few very long
+        size = min(self.rng.geometric(0.32), 8) * (
+            4 if self.rng.random() < 0.06 else 1
+        )  # most are short, a few very long
         kinds = list(self.rng.choice(["plain", "turned", "mixed", "fact"], size=size, p=[0.52, 0.16, 0.17, 0.15]))
-        if set(kinds) == {"fact"}: kinds[0] = "plain"  # a review has an opinion
+        if set(kinds) == {"fact"}:
+            kinds[0] = "plain"  # a review has an opinion
         said = [self.say("start")] if self.rng.random() < 0.6 else []
         said += [self.sentence(kind) for kind in kinds]
         return said + ([self.say("end_pos" if self.label else "end_neg")] if self.rng.random() < 0.4 else [])
@@ -128,8 +135,10 @@ def _typed(sentences: list[str], rng: np.random.Generator) -> str:
     sentences = [re.sub(r"(^|\. )([a-z])", capital, sentence) for sentence in sentences]
     sentences = [sentence + rng.choice([".", "!", "...", "!!"], p=[0.86, 0.08, 0.03, 0.03]) for sentence in sentences]
     shouted, marked = rng.integers(len(sentences), size=2)
-    if rng.random() < 0.1: sentences[shouted] = sentences[shouted].upper()
-    if rng.random() < 0.1: sentences[marked] = f"In short:\t{sentences[marked]}"
+    if rng.random() < 0.1:
+        sentences[shouted] = sentences[shouted].upper()
+    if rng.random() < 0.1:
+        sentences[marked] = f"In short:\t{sentences[marked]}"
     between = "<br /><br />" if rng.random() < 0.25 else " "
     text = "".join(sentence + (between if rng.random() < 0.4 else " ") for sentence in sentences)
     text = text.strip().removesuffix("<br /><br />")

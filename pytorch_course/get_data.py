@@ -12,12 +12,22 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 from .data import find_splits, write_digits
-from .files import DownloadError, RemoteFile, progress_bar_options, download, extract_tar, extract_zip, atomic_folder
+from pytorch_course.files import (
+    DownloadError,
+    RemoteFile,
+    progress_bar_options,
+    download,
+    extract_tar,
+    extract_zip,
+    atomic_folder,
+)
 from .food_shapes import write_food_shapes
 from .film_reviews import write_reviews
 
 # %% ../nbs/2_data/25_get_data.ipynb #b6ba2706
-_FOOD = "https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning/0846b2254c5c875972a3ea1a62cf767194a9b30c/data"
+_FOOD = (
+    "https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning/0846b2254c5c875972a3ea1a62cf767194a9b30c/data"
+)
 _ZIPS = {  # name -> archive in image-folder layout, pinned to a commit and checked by git's blob id
     "pizza_steak_sushi": RemoteFile(f"{_FOOD}/pizza_steak_sushi.zip", "git:65f3915a380f5efd456a6a5750f0365350de8dd0"),
     "pizza_steak_sushi_20_percent": RemoteFile(
@@ -37,16 +47,20 @@ _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fas
 def _write_split(dataset, folder: Path, description: str):
     "Write a torchvision data set of PIL pictures as PNG files in class folders."
     names = [name.replace("/", "-") for name in dataset.classes]  # "T-shirt/top" is no folder name
-    for name in names: (folder/name).mkdir(parents=True)
+    for name in names:
+        (folder/name).mkdir(parents=True)
     for i, (image, number) in enumerate(tqdm(dataset, desc=description, unit=" files", **progress_bar_options())):
         image.save(folder/names[number]/f"{i:05d}.png", compress_level=1)
 
 
 def _write_torchvision(dataset_class: type, files: list[RemoteFile], downloads: Path, raw: Path, folder: Path):
     "Fetch the published files, have torchvision verify and decode them, write pictures."
-    for file in files: download(file, raw)
+    for file in files:
+        download(file, raw)
     for train, split in ((True, "train"), (False, "test")):
-        _write_split(dataset_class(downloads, train=train, download=True), folder/split, split)  # finds the files in place
+        _write_split(
+            dataset_class(downloads, train=train, download=True), folder / split, split
+        )  # finds the files in place
 
 
 def _write_fashion_mnist(downloads: Path, folder: Path):
@@ -69,7 +83,11 @@ IMDB = RemoteFile(  # A. Maas et al., "Learning Word Vectors for Sentiment Analy
 
 def _is_review(name: str) -> bool:
     "A labeled review of the IMDB archive: `aclImdb/train/pos/0_9.txt`."
-    *_, split, label, file = ("", "", *PurePosixPath(name).parts)  # the last three parts; empty ones in front for shorter names
+    *_, split, label, file = (
+        "",
+        "",
+        *PurePosixPath(name).parts,
+    )  # the last three parts; empty ones in front for shorter names
     return split in ("train", "test") and label in ("neg", "pos") and file.endswith(".txt")
 
 
@@ -85,11 +103,16 @@ def write_imdb(
     extract_tar(download(remote, downloads), folder, keep=_is_review)
     for part in find_splits(folder):
         for label in ("neg", "pos"):
-            if not (part/label).is_dir(): raise FileNotFoundError(f"no {part.name}/{label} in {remote.name}; it is not the IMDB archive")
+            if not (part/label).is_dir():
+                raise FileNotFoundError(f"no {part.name}/{label} in {remote.name}; it is not the IMDB archive")
     return Path(folder)
 
 # %% ../nbs/2_data/25_get_data.ipynb #aaba42a5
-_OFFLINE: dict[str, Callable[[Path], object]] = {"digits": write_digits, "food_shapes": write_food_shapes, "film_reviews": write_reviews}
+_OFFLINE: dict[str, Callable[[Path], object]] = {
+    "digits": write_digits,
+    "food_shapes": write_food_shapes,
+    "film_reviews": write_reviews,
+}
 _DATASETS: dict[str, Callable[[Path, Path], object]] = {  # name -> function(folder for downloads, folder to fill)
     **{name: lambda downloads, folder, write=write: write(folder) for name, write in _OFFLINE.items()},
     **{name: _write_zip(remote) for name, remote in _ZIPS.items()},
@@ -105,7 +128,8 @@ def list_datasets() -> list[str]:
 
 # %% ../nbs/2_data/25_get_data.ipynb #c4f77fe8
 def get_data(
-    name: str | Path = "digits",  # one of `list_datasets()`, or a folder or zip file with `train/<class>/` and `test/<class>/`
+    name: str
+    | Path = "digits",  # one of `list_datasets()`, or a folder or zip file with `train/<class>/` and `test/<class>/`
     root: str | Path = "data",  # where named sets and unpacked archives are kept
 ) -> Path:  # a folder in which `find_splits` finds the training and the test part
     """Get a data set onto the disk, unless it is there already.
@@ -116,13 +140,16 @@ def get_data(
     root, path = Path(root), Path(name)
     if str(name) in _DATASETS:
         with atomic_folder(root/str(name), f"{name} v1") as folder:
-            if folder: _write_named(str(name), root/".downloads"/str(name), folder)
+            if folder:
+                _write_named(str(name), root/".downloads"/str(name), folder)
         return root/str(name)
     if path.is_dir():
         find_splits(path)
         return path
     if path.is_file(): return _unpack(path, root/path.stem)
-    raise ValueError(f"unknown data set {str(name)!r}; choose one of {', '.join(_DATASETS)}, or give a folder or a zip file")
+    raise ValueError(
+        f"unknown data set {str(name)!r}; choose one of {', '.join(_DATASETS)}, or give a folder or a zip file"
+    )
 
 
 def _write_named(name: str, downloads: Path, folder: Path):
@@ -130,10 +157,12 @@ def _write_named(name: str, downloads: Path, folder: Path):
     try:
         _DATASETS[name](downloads, folder)
         shutil.rmtree(downloads, ignore_errors=True)  # its content is in the folder now
-    except DownloadError as error: raise DownloadError(f"{error}; {', '.join(_OFFLINE)} need no network") from error
+    except DownloadError as error:
+        raise DownloadError(f"{error}; {', '.join(_OFFLINE)} need no network") from error
     finally:
         for empty in (*sorted(downloads.rglob("*"), reverse=True), downloads, downloads.parent):
-            with suppress(OSError): empty.rmdir()  # folders with something in them stay, and files are no folders
+            with suppress(OSError):
+                empty.rmdir()  # folders with something in them stay, and files are no folders
 
 
 def _unpack(path: Path, folder: Path) -> Path:
@@ -144,7 +173,8 @@ def _unpack(path: Path, folder: Path) -> Path:
     with atomic_folder(folder, f"{origin} {status.st_size} {status.st_mtime_ns}") as temporary:
         if temporary:
             extract_zip(path, temporary)
-            try: find_splits(temporary)
+            try:
+                find_splits(temporary)
             except FileNotFoundError as error:
                 raise FileNotFoundError(str(error).replace(str(temporary), str(path))) from None
     return folder

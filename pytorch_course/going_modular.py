@@ -40,12 +40,19 @@ def _with_underscores(argv: list[str]) -> list[str]:
 def _number(kind: type, at_least: float, above: bool = False, at_most: float = 2**31 - 1):
     "A converter for argparse that also checks the range."
     def convert(text: str):
-        try: value = kind(text)
-        except ValueError: value = None
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
         article = "a whole number" if kind is int else "a number"
         if value is None or not (value > at_least if above else value >= at_least):
-            raise argparse.ArgumentTypeError(f"{article} {'above' if above else 'of at least'} {at_least} is needed, not {text!r}")
-        if value > at_most: raise argparse.ArgumentTypeError(f"{article} of at most {at_most:,} is needed, not {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"{article} {'above' if above else 'of at least'} {at_least} is needed, not {text!r}"
+            )
+        if value > at_most:
+            raise argparse.ArgumentTypeError(
+                f"{article} of at most {at_most:,} is needed, not {text!r}"
+            )
         return value
     return convert
 
@@ -54,7 +61,10 @@ def _count_files(split: Path) -> dict[str, int]:
     "Number of files in each class folder; hidden files and folders do not count. Raises `ValueError` for an empty class."
     visible = lambda path: not any(part.startswith(".") for part in path.relative_to(split).parts)
     classes = sorted(path for path in split.iterdir() if path.is_dir() and visible(path))
-    counts = {place.name: sum(path.is_file() and visible(path) for path in place.rglob("*")) for place in classes}
+    counts = {
+        place.name: sum(path.is_file() and visible(path) for path in place.rglob("*"))
+        for place in classes
+    }
     for name, count in counts.items():
         if not count: raise ValueError(f"no files in {split/name}; remove the folder or fill it")
     return counts
@@ -66,27 +76,35 @@ def _get_data(args: argparse.Namespace):
     from pytorch_course.get_data import get_data
     folder = get_data(args.name, args.root)
     train, test = (_count_files(split) for split in find_splits(folder))
-    print(f"{folder}: {sum(train.values()):,} training and {sum(test.values()):,} test files in {len(train)} classes")
+    print(
+        f"{folder}: {sum(train.values()):,} training and {sum(test.values()):,} test files in {len(train)} classes"
+    )
 
 
 def _add_get_data(commands):
     parser = commands.add_parser(
-        "get-data", help="get a data set onto the disk", allow_abbrev=False,
+        "get-data",
+        help="get a data set onto the disk",
+        allow_abbrev=False,
         description="Get a data set as a folder of pictures or texts; what is complete already is not fetched again.",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "name", metavar="NAME",
+        "name",
+        metavar="NAME",
         help="digits, food_shapes, film_reviews (no network needed), pizza_steak_sushi, pizza_steak_sushi_20_percent, "
         "fashion_mnist, cifar10, imdb, or a folder or zip file with train/<class>/ and test/<class>/",
-    )  # fmt: skip
-    parser.add_argument("--root", default="data", help="folder for data sets (default: %(default)s)")
+    )
+    parser.add_argument(
+        "--root", default="data", help="folder for data sets (default: %(default)s)"
+    )
     parser.set_defaults(run=_get_data)
 
 # %% ../nbs/06_going_modular.ipynb #b2300f5a
 def _run_path(out: str | None, name: str) -> Path:
     "The folder for a new run. Raises `ValueError` when the one asked for is in use."
     if out:
-        if Path(out).is_dir() and any(Path(out).iterdir()): raise ValueError(f"--out {out} is not empty; choose a new folder")
+        if Path(out).is_dir() and any(Path(out).iterdir()):
+            raise ValueError(f"--out {out} is not empty; choose a new folder")
         return Path(out)
     candidates = (Path("runs")/(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(path for path in candidates if not path.exists())
@@ -101,14 +119,16 @@ def _run_folder(path: Path) -> Iterator[Path]:
             path.mkdir(parents=True, exist_ok=True)
             (path/".writable").touch()
             (path/".writable").unlink()
-        except OSError as error: raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+        except OSError as error:
+            raise ValueError(f"cannot write to {path}: {error.strerror}") from None
         yield path
     except BaseException:
         if not any(path.glob("checkpoints/*.pt")):
             with suppress(OSError):
                 (path/"config.json").unlink(missing_ok=True)
                 for folder in (path/"checkpoints", *made):
-                    if folder.exists(): folder.rmdir()
+                    if folder.exists():
+                        folder.rmdir()
         raise
 
 # %% ../nbs/06_going_modular.ipynb #710cd486
@@ -123,17 +143,25 @@ def _classifier(name: str):
     return cls
 
 
-def _model_arguments(cls, image_size: int | None, channels: int, classes: int, hidden_units: int) -> dict:
+def _model_arguments(
+    cls, image_size: int | None, channels: int, classes: int, hidden_units: int
+) -> dict:
     "What this class needs to know of the data and of the flags."
     parameters = inspect.signature(cls).parameters
-    known = dict(input_shape=channels, hidden_units=hidden_units, output_shape=classes, image_size=image_size or parameters["image_size"].default)
+    known = dict(
+        input_shape=channels,
+        hidden_units=hidden_units,
+        output_shape=classes,
+        image_size=image_size or parameters["image_size"].default,
+    )
     return {name: value for name, value in known.items() if name in parameters}
 
 # %% ../nbs/06_going_modular.ipynb #e1348c4a
 def _write_json(path: Path, values: dict):
     "Replace a JSON file in one step."
     from pytorch_course.files import atomic_write
-    with atomic_write(path) as temporary: temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_run(folder: Path, model, info, results: dict, config: dict):
@@ -141,11 +169,18 @@ def _save_run(folder: Path, model, info, results: dict, config: dict):
     from pytorch_course.files import atomic_write
     from pytorch_course.save_load import save_model
     from pytorch_course.training import plot_loss_curves
-    with atomic_write(folder/"history.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+
+    with (
+        atomic_write(folder / "history.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["epoch", *results])
-        writer.writerows([epoch, *numbers] for epoch, numbers in enumerate(zip(*results.values()), start=1))
-    with atomic_write(folder/"curves.png") as temporary: plot_loss_curves(results).savefig(temporary, dpi=150, format="png")
+        writer.writerows(
+            [epoch, *numbers] for epoch, numbers in enumerate(zip(*results.values()), start=1)
+        )
+    with atomic_write(folder/"curves.png") as temporary:
+        plot_loss_curves(results).savefig(temporary, dpi=150, format="png")
     _write_json(folder/"config.json", {**config, "model_info": info.to_dict()})
     save_model(model, folder, "model.pt", info)
 
@@ -158,8 +193,10 @@ def _data_folders(args: argparse.Namespace) -> tuple[Path, Path, str]:
         saved = json.loads((Path(args.resume)/"config.json").read_text(encoding="utf-8"))
         return Path(saved["train_folder"]), Path(saved["test_folder"]), saved["name"]
     if args.train_dir is not None or args.test_dir is not None:
-        if args.data is not None: raise ValueError("give either --data or --train_dir and --test_dir, not both")
-        if not (args.train_dir and args.test_dir): raise ValueError("--train_dir and --test_dir go together; one of them is missing")
+        if args.data is not None:
+            raise ValueError("give either --data or --train_dir and --test_dir, not both")
+        if not (args.train_dir and args.test_dir):
+            raise ValueError("--train_dir and --test_dir go together; one of them is missing")
         train_dir = Path(args.train_dir)
         return train_dir, Path(args.test_dir), train_dir.resolve().parent.name or "data"
     data = "digits" if args.data is None else args.data
@@ -174,26 +211,69 @@ def _prepare(args: argparse.Namespace):
     channels = data.infer_channels(data.ImageFolder(train_dir))
     image_size = args.image_size or inspect.signature(cls).parameters["image_size"].default
     transform = images.ImageTransform(image_size=image_size, channels=channels)
-    *loaders, class_names = data.create_dataloaders(train_dir, test_dir, transform, args.batch_size, args.num_workers, seed=args.seed, cache=not args.no_cache, draft=args.draft)
-    if len(class_names) < 2: raise ValueError(f"{train_dir} has a single class, {class_names[0]!r}; two are needed to tell apart")
+    *loaders, class_names = data.create_dataloaders(
+        train_dir,
+        test_dir,
+        transform,
+        args.batch_size,
+        args.num_workers,
+        seed=args.seed,
+        cache=not args.no_cache,
+        draft=args.draft,
+    )
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{train_dir} has a single class, {class_names[0]!r}; two are needed to tell apart"
+        )
     arguments = _model_arguments(cls, image_size, channels, len(class_names), args.hidden_units)
-    return name, loaders, class_names, transform, models.build_model(args.model, **arguments), arguments
+    return (
+        name,
+        loaders,
+        class_names,
+        transform,
+        models.build_model(args.model, **arguments),
+        arguments,
+    )
 
 
 def _config(args: argparse.Namespace, folders: list, name: str, device) -> dict:
     "All settings and versions of a run, as plain values; enough to go on with it from anywhere."
     import torch
-    settings = {name: value for name, value in vars(args).items() if name not in ("run", "command", "resume")}
-    versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    folders = dict(zip(("train_folder", "test_folder"), (str(Path(folder).resolve()) for folder in folders)))
+
+    settings = {
+        name: value
+        for name, value in vars(args).items()
+        if name not in ("run", "command", "resume")
+    }
+    versions = {
+        "pytorch_course": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    folders = dict(
+        zip(("train_folder", "test_folder"), (str(Path(folder).resolve()) for folder in folders))
+    )
     return {**settings, "device": str(device), "name": name, **folders, "versions": versions}
 
 # %% ../nbs/06_going_modular.ipynb #62c5c916
 _DEFAULTS = dict(
-    root="data", model="tinyvgg", epochs=5, batch_size=32, learning_rate=0.001, hidden_units=10, num_workers=None, seed=42,
-    no_cache=False, draft=False, precision="fp32", compile=False, exact=False,
-)  # fmt: skip
-_AS_IT_WAS = dict(no_cache=False, draft=False, precision="fp32", compile=False, exact=True)  # runs that were saved before there was a choice
+    root="data",
+    model="tinyvgg",
+    epochs=5,
+    batch_size=32,
+    learning_rate=0.001,
+    hidden_units=10,
+    num_workers=None,
+    seed=42,
+    no_cache=False,
+    draft=False,
+    precision="fp32",
+    compile=False,
+    exact=False,
+)
+_AS_IT_WAS = dict(
+    no_cache=False, draft=False, precision="fp32", compile=False, exact=True
+)  # runs that were saved before there was a choice
 
 
 def _settings(args: argparse.Namespace) -> argparse.Namespace:
@@ -201,15 +281,27 @@ def _settings(args: argparse.Namespace) -> argparse.Namespace:
     given = {name: value for name, value in vars(args).items() if value is not None}
     if args.resume is None: return argparse.Namespace(**{**vars(args), **_DEFAULTS, **given})
     place = Path(args.resume)/"config.json"
-    if not place.is_file(): raise ValueError(f"no {place}; --resume needs the folder of an interrupted training, for example runs/digits-tinyvgg")
-    try: saved = _AS_IT_WAS | json.loads(place.read_text(encoding="utf-8"))
-    except ValueError: saved = {}
+    if not place.is_file():
+        raise ValueError(
+            f"no {place}; --resume needs the folder of an interrupted training, for example runs/digits-tinyvgg"
+        )
+    try:
+        saved = _AS_IT_WAS | json.loads(place.read_text(encoding="utf-8"))
+    except ValueError:
+        saved = {}
     missing = sorted({*_DEFAULTS, "train_folder", "test_folder"} - saved.keys())
-    if missing: raise ValueError(f"{place} is not complete ({missing[0]} is missing), so this run cannot be resumed")
-    fixed = sorted(given.keys() - {"epochs", "num_workers", "no_cache", "device", "resume", "run", "command"})
+    if missing:
+        raise ValueError(
+            f"{place} is not complete ({missing[0]} is missing), so this run cannot be resumed"
+        )
+    fixed = sorted(
+        given.keys() - {"epochs", "num_workers", "no_cache", "device", "resume", "run", "command"}
+    )
     if fixed: raise ValueError(f"--resume takes its settings from {place}; leave out --{fixed[0]}")
     if (place.parent/"model.pt").exists() and not any(place.parent.glob("checkpoints/*.pt")):
-        raise ValueError(f"{args.resume} is a finished training without checkpoints, so it cannot be resumed; train anew")
+        raise ValueError(
+            f"{args.resume} is a finished training without checkpoints, so it cannot be resumed; train anew"
+        )
     return argparse.Namespace(**{name: saved.get(name) for name in vars(args)} | given)
 
 
@@ -223,8 +315,15 @@ def _speed(args: argparse.Namespace, loaders: list, model, device) -> str:
     "What this run does to be fast, in a few words."
     import torch
     from pytorch_course.performance import prefers_channels_last
-    caches = [cache for loader in loaders if (cache := getattr(loader.dataset, "cache", None)) and cache.pixels is not None]
-    place = " and ".join(sorted({"files" if cache.path else "memory" for cache in caches}, reverse=True))
+
+    caches = [
+        cache
+        for loader in loaders
+        if (cache := getattr(loader.dataset, "cache", None)) and cache.pixels is not None
+    ]
+    place = " and ".join(
+        sorted({"files" if cache.path else "memory" for cache in caches}, reverse=True)
+    )
     once = f"once ({sum(cache.nbytes for cache in caches) / 1e6:,.1f} MB in {place})"
     count = lambda number, what: f"{number} {what}{'s'[:number != 1]}"
     parts = {
@@ -248,14 +347,19 @@ def _for_users(error: Exception) -> str:
 def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
     "When training ends early and there is a checkpoint, say what it is good for."
     advice = f"go on with: {shlex.join(['pytorch-course', 'train', '--resume', str(folder)])}"
-    try: yield
-    except KeyboardInterrupt as error: raise KeyboardInterrupt(f"{error}; {advice}" if str(error) else "") from None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error}; {advice}" if str(error) else "") from None
     except SystemExit:  # by SIGTERM; the training has said where it stopped
         print(advice, file=sys.stderr)
         raise
     except ValueError as error:
         kept = sorted(folder.glob("checkpoints/*.pt"))
-        if kept and "non_finite" in str(error): raise ValueError(f"{_for_users(error)}. The last good checkpoint is {kept[-1]}") from error
+        if kept and "non_finite" in str(error):
+            raise ValueError(
+                f"{_for_users(error)}. The last good checkpoint is {kept[-1]}"
+            ) from error
         raise
 
 
@@ -268,60 +372,162 @@ def _train(args: argparse.Namespace):
     device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     name, loaders, class_names, transform, model, arguments = _prepare(args)
-    fused = True if device.type in ("cpu", "cuda") and not args.exact else None  # `None`: PyTorch's default; `False` would be slower than that on a GPU
+    fused = (
+        True if device.type in ("cpu", "cuda") and not args.exact else None
+    )  # `None`: PyTorch's default; `False` would be slower than that on a GPU
     optimizer = torch.optim.Adam(model.to(device).parameters(), lr=args.learning_rate, fused=fused)
     architecture, sizes = type(model).__name__, [len(loader.dataset) for loader in loaders]
     with _run_of(args, name, architecture) as folder, _saying_how_to_go_on(folder):
         kind = "gray" if transform.channels == 1 else "color"
-        print(f"data    {name}: {sizes[0]:,} training and {sizes[1]:,} test pictures in {len(class_names)} classes, {kind}")
-        print(f"model   {architecture}, {models.count_parameters(model):,} parameters, pictures {transform.image_size} x {transform.image_size}")
+        print(
+            f"data    {name}: {sizes[0]:,} training and {sizes[1]:,} test pictures in {len(class_names)} classes, {kind}"
+        )
+        print(
+            f"model   {architecture}, {models.count_parameters(model):,} parameters, pictures {transform.image_size} x {transform.image_size}"
+        )
         print(f"device  {device}, seed {args.seed}")
         print(f"speed   {_speed(args, loaders, model, device)}", flush=True)
         config = _config(args, [loader.dataset.root for loader in loaders], name, device)
-        if not args.resume: _write_json(folder/"config.json", config)
-        keep = dict(checkpoint_dir=folder/"checkpoints", resume=args.resume is not None, seed=args.seed)
-        fast = dict(precision=args.precision, channels_last=False if args.exact else None, compile=args.compile)
-        results = training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), args.epochs, device, **keep, **fast)
+        if not args.resume:
+            _write_json(folder/"config.json", config)
+        keep = dict(
+            checkpoint_dir=folder / "checkpoints", resume=args.resume is not None, seed=args.seed
+        )
+        fast = dict(
+            precision=args.precision,
+            channels_last=False if args.exact else None,
+            compile=args.compile,
+        )
+        results = training.train(
+            model,
+            *loaders,
+            optimizer,
+            torch.nn.CrossEntropyLoss(),
+            args.epochs,
+            device,
+            **keep,
+            **fast,
+        )
         metrics = {name: numbers[-1] for name, numbers in results.items()}
         info = save_load.ModelInfo(architecture.lower(), arguments, class_names, transform, metrics)
         _save_run(folder, model, info, results, config)
-    print(f"\ntest accuracy {metrics['test_acc']:.1%} on {sizes[1]:,} pictures that were not trained on")
+    print(
+        f"\ntest accuracy {metrics['test_acc']:.1%} on {sizes[1]:,} pictures that were not trained on"
+    )
     print(f"saved in {folder}: model.pt, history.csv, curves.png, config.json")
-    print(f"next: {shlex.join(['pytorch-course', 'predict', str(folder/'model.pt'), loaders[1].dataset.samples[0][0]])}")
+    print(
+        f"next: {shlex.join(['pytorch-course', 'predict', str(folder / 'model.pt'), loaders[1].dataset.samples[0][0]])}"
+    )
 
 # %% ../nbs/06_going_modular.ipynb #7aa69e30
 def _add_train(commands):
     parser = commands.add_parser(
-        "train", help="train an image classifier", allow_abbrev=False,
+        "train",
+        help="train an image classifier",
+        allow_abbrev=False,
         description="Train an image classifier. Without flags: TinyVGG on real handwritten digits, 5 epochs, no network needed.",
-    )  # fmt: skip
+    )
     add, of = parser.add_argument, _DEFAULTS
-    add("--data", help="data set (see get-data), or a folder or zip file of your own (default: digits)")
+    add(
+        "--data",
+        help="data set (see get-data), or a folder or zip file of your own (default: digits)",
+    )
     add("--train_dir", help="folder of class folders to train on, instead of --data")
     add("--test_dir", help="folder of class folders to test on, with --train_dir")
     add("--root", help=f"folder for data sets (default: {of['root']})")
     add("--model", help=f"tinyvgg, cifar10net or neuralnetwork (default: {of['model']})")
-    add("--epochs", "--num_epochs", type=_number(int, 1), metavar="N", help=f"passes over the training pictures (default: {of['epochs']})")
-    add("--batch_size", type=_number(int, 1), metavar="N", help=f"pictures per step (default: {of['batch_size']})")
-    add("--learning_rate", "--lr", type=_number(float, 0, above=True), metavar="X", help=f"step size of Adam (default: {of['learning_rate']})")
-    add("--hidden_units", type=_number(int, 1, at_most=4096), metavar="N", help=f"channels of TinyVGG's convolutions (default: {of['hidden_units']})")
-    add("--image_size", type=_number(int, 1, at_most=4096), metavar="PIXELS", help="height and width (default: 64 for tinyvgg, 32 for cifar10net, 28 for neuralnetwork)")
+    add(
+        "--epochs",
+        "--num_epochs",
+        type=_number(int, 1),
+        metavar="N",
+        help=f"passes over the training pictures (default: {of['epochs']})",
+    )
+    add(
+        "--batch_size",
+        type=_number(int, 1),
+        metavar="N",
+        help=f"pictures per step (default: {of['batch_size']})",
+    )
+    add(
+        "--learning_rate",
+        "--lr",
+        type=_number(float, 0, above=True),
+        metavar="X",
+        help=f"step size of Adam (default: {of['learning_rate']})",
+    )
+    add(
+        "--hidden_units",
+        type=_number(int, 1, at_most=4096),
+        metavar="N",
+        help=f"channels of TinyVGG's convolutions (default: {of['hidden_units']})",
+    )
+    add(
+        "--image_size",
+        type=_number(int, 1, at_most=4096),
+        metavar="PIXELS",
+        help="height and width (default: 64 for tinyvgg, 32 for cifar10net, 28 for neuralnetwork)",
+    )
     add("--device", help="cpu, cuda, cuda:1, mps ... (default: the best one there is)")
-    add("--num_workers", type=_number(int, 0), metavar="N", help="processes that read pictures (default: none; with --no_cache as many as there are cores to spare)")
-    add("--no_cache", action="store_true", default=None, help="decode every picture in every epoch instead of once; the same result, slower")
-    add("--draft", action="store_true", default=None, help="decode large JPEGs at a reduced size: faster, but about one of 255 gray levels beside it")
-    add("--precision", choices=("fp32", "bf16", "fp16"), help=f"numbers to compute with; 16 bits are fast where the processor has them (default: {of['precision']})")
-    add("--compile", action="store_true", default=None, help="compile the model first; pays for long trainings")
-    add("--exact", action="store_true", default=None, help="compute in the order of a plain loop: no channels last, no fused optimizer")
-    add("--seed", type=_number(int, 0), metavar="N", help=f"the same seed gives the same run on the same machine (default: {of['seed']})")
-    add("--out", metavar="DIR", help="folder for the results, new or empty (default: runs/<data>-<model>)")
-    add("--resume", metavar="RUN", help="go on with an interrupted training, to exactly the same result; of the other flags only --epochs, --num_workers, --no_cache, --device")
+    add(
+        "--num_workers",
+        type=_number(int, 0),
+        metavar="N",
+        help="processes that read pictures (default: none; with --no_cache as many as there are cores to spare)",
+    )
+    add(
+        "--no_cache",
+        action="store_true",
+        default=None,
+        help="decode every picture in every epoch instead of once; the same result, slower",
+    )
+    add(
+        "--draft",
+        action="store_true",
+        default=None,
+        help="decode large JPEGs at a reduced size: faster, but about one of 255 gray levels beside it",
+    )
+    add(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help=f"numbers to compute with; 16 bits are fast where the processor has them (default: {of['precision']})",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="compile the model first; pays for long trainings",
+    )
+    add(
+        "--exact",
+        action="store_true",
+        default=None,
+        help="compute in the order of a plain loop: no channels last, no fused optimizer",
+    )
+    add(
+        "--seed",
+        type=_number(int, 0),
+        metavar="N",
+        help=f"the same seed gives the same run on the same machine (default: {of['seed']})",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder for the results, new or empty (default: runs/<data>-<model>)",
+    )
+    add(
+        "--resume",
+        metavar="RUN",
+        help="go on with an interrupted training, to exactly the same result; of the other flags only --epochs, --num_workers, --no_cache, --device",
+    )
     parser.set_defaults(run=_train)
 
 # %% ../nbs/06_going_modular.ipynb #2a52ad13
 def _line(result: dict) -> str:
     "One picture's predictions as text."
-    return "  ".join([result["path"], *(f"{p['class']} {p['probability']:.1%}" for p in result["predictions"])])
+    return "  ".join(
+        [result["path"], *(f"{p['class']} {p['probability']:.1%}" for p in result["predictions"])]
+    )
 
 
 def _plot_predictions(results: list[dict], path: str):
@@ -329,7 +535,9 @@ def _plot_predictions(results: list[dict], path: str):
     from pytorch_course.images import open_image, plot_images
     best = [result["predictions"][0] for result in results]
     titles = [f"{p['class']} ({p['probability']:.1%})" for p in best]
-    plot_images([open_image(result["path"]) for result in results], titles, size=2).savefig(path, dpi=150)
+    plot_images([open_image(result["path"]) for result in results], titles, size=2).savefig(
+        path, dpi=150
+    )
 
 
 def _predict(args: argparse.Namespace):
@@ -338,22 +546,39 @@ def _predict(args: argparse.Namespace):
     from pytorch_course.tensors import pick_device
     model, info = load_model(args.model_file, pick_device(args.device))
     results = predict_images(model, info, args.images, args.topk)
-    if args.plot: _plot_predictions(results, args.plot)
-    print(json.dumps(results, indent=2) if args.json else "\n".join(_line(result) for result in results))
+    if args.plot:
+        _plot_predictions(results, args.plot)
+    print(
+        json.dumps(results, indent=2)
+        if args.json
+        else "\n".join(_line(result) for result in results)
+    )
 
 
 def _add_predict(commands):
     parser = commands.add_parser(
-        "predict", help="classify pictures with a trained model", allow_abbrev=False,
+        "predict",
+        help="classify pictures with a trained model",
+        allow_abbrev=False,
         description="Print class and probability for each picture. Needs nothing but the model file and the pictures.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("model_file", metavar="MODEL", help="model.pt as saved by train, or the run's folder")
     add("images", metavar="IMAGE", nargs="+", help="picture files of any size and kind")
-    add("--topk", type=_number(int, 1), default=1, metavar="K", help="show the K most probable classes (default: %(default)s)")
+    add(
+        "--topk",
+        type=_number(int, 1),
+        default=1,
+        metavar="K",
+        help="show the K most probable classes (default: %(default)s)",
+    )
     add("--json", action="store_true", help="print JSON instead of text")
     add("--plot", metavar="OUT.png", help="save the pictures with their predicted class")
-    add("--device", default="cpu", help="cpu, cuda, mps ... (default: %(default)s, the fastest for a few pictures)")
+    add(
+        "--device",
+        default="cpu",
+        help="cpu, cuda, mps ... (default: %(default)s, the fastest for a few pictures)",
+    )
     parser.set_defaults(run=_predict)
 
 # %% ../nbs/06_going_modular.ipynb #b14b46f8
@@ -363,7 +588,8 @@ def _evaluate(args: argparse.Namespace):
     from pytorch_course import data, evaluation, save_load
     from pytorch_course.get_data import get_data
     from pytorch_course.tensors import pick_device
-    if args.data is not None and args.test_dir is not None: raise ValueError("give either --data or --test_dir, not both")
+    if args.data is not None and args.test_dir is not None:
+        raise ValueError("give either --data or --test_dir, not both")
     device, place = pick_device(args.device), Path(args.model_file)
     plot = Path(args.plot or (place if place.is_dir() else place.parent)/"confusion_matrix.png")
     model, info = save_load.load_model(place, device)
@@ -371,26 +597,49 @@ def _evaluate(args: argparse.Namespace):
     test_dir = args.test_dir or data.find_splits(get_data(args.data or "digits", args.root))[1]
     dataset = data.ImageFolder(test_dir, info.transform)
     if dataset.classes != info.class_names:
-        raise ValueError(f"{test_dir} has the classes {dataset.classes}, but the model was trained on {info.class_names}")
-    found = evaluation.evaluate_model(model, DataLoader(dataset, 64, num_workers=args.num_workers), info.class_names, device)
+        raise ValueError(
+            f"{test_dir} has the classes {dataset.classes}, but the model was trained on {info.class_names}"
+        )
+    found = evaluation.evaluate_model(
+        model, DataLoader(dataset, 64, num_workers=args.num_workers), info.class_names, device
+    )
     evaluation.plot_confusion_matrix(found.matrix, info.class_names).savefig(plot, dpi=150)
-    report = {"accuracy": found.accuracy, "classes": list(found.table), "confusion_matrix": found.matrix.tolist()}
+    report = {
+        "accuracy": found.accuracy,
+        "classes": list(found.table),
+        "confusion_matrix": found.matrix.tolist(),
+    }
     print(json.dumps(report, indent=2) if args.json else f"{found}\n\nconfusion matrix: {plot}")
 
 
 def _add_evaluate(commands):
     parser = commands.add_parser(
-        "evaluate", help="measure a trained model on test pictures", allow_abbrev=False,
+        "evaluate",
+        help="measure a trained model on test pictures",
+        allow_abbrev=False,
         description="Print accuracy, precision and recall for each class of the test pictures, and save the confusion matrix as a picture.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("model_file", metavar="MODEL", help="model.pt as saved by train, or the run's folder")
-    add("--data", help="data set (see get-data), or a folder or zip file; its test part is used (default: digits)")
+    add(
+        "--data",
+        help="data set (see get-data), or a folder or zip file; its test part is used (default: digits)",
+    )
     add("--test_dir", help="folder of class folders, instead of --data")
     add("--root", default="data", help="folder for data sets (default: %(default)s)")
-    add("--plot", metavar="OUT.png", help="where to save the confusion matrix (default: confusion_matrix.png beside the model)")
+    add(
+        "--plot",
+        metavar="OUT.png",
+        help="where to save the confusion matrix (default: confusion_matrix.png beside the model)",
+    )
     add("--json", action="store_true", help="print JSON instead of text")
-    add("--num_workers", type=_number(int, 0), default=0, metavar="N", help="processes that read pictures (default: %(default)s)")
+    add(
+        "--num_workers",
+        type=_number(int, 0),
+        default=0,
+        metavar="N",
+        help="processes that read pictures (default: %(default)s)",
+    )
     add("--device", help="cpu, cuda, mps ... (default: the best one there is)")
     parser.set_defaults(run=_evaluate)
 
@@ -404,9 +653,11 @@ def _scaffold(args: argparse.Namespace):
 
 def _add_scaffold(commands):
     parser = commands.add_parser(
-        "scaffold", help="write stand-alone scripts to build on", allow_abbrev=False,
+        "scaffold",
+        help="write stand-alone scripts to build on",
+        allow_abbrev=False,
         description="Write train.py, predict.py and what they need into a folder; they run with torch, torchvision and tqdm, without this package.",
-    )  # fmt: skip
+    )
     parser.add_argument("directory", metavar="DIR", help="new or empty folder")
     parser.set_defaults(run=_scaffold)
 
@@ -419,17 +670,25 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _add_doctor(commands):
     parser = commands.add_parser(
-        "doctor", help="look what would fail on this machine", allow_abbrev=False,
+        "doctor",
+        help="look what would fail on this machine",
+        allow_abbrev=False,
         description="Print versions, devices, workers, memory and disk, what would fail and how to mend it; exit status 1 if something would.",
-    )  # fmt: skip
-    parser.add_argument("--root", default="data", help="folder for data sets (default: %(default)s)")
+    )
+    parser.add_argument(
+        "--root", default="data", help="folder for data sets (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=_doctor)
 
 # %% ../nbs/06_going_modular.ipynb #ed0f69fc
 def _one_line(error: Exception) -> str:
     "An error's message without line breaks; of an operating system's error, the words and the file."
-    message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else _for_users(error)
+    message = (
+        f"{error.strerror}: {error.filename}"
+        if isinstance(error, OSError) and error.filename
+        else _for_users(error)
+    )
     return " ".join(message.split()) or type(error).__name__
 
 
@@ -437,7 +696,9 @@ def _one_line(error: Exception) -> str:
 def _warnings_in_one_line() -> Iterator[None]:
     "Warnings without the place in the code, which only helps those who can change it."
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"pytorch-course: warning: {_one_line(message)}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"pytorch-course: warning: {_one_line(message)}", file=sys.stderr
+        )
         yield
 
 
@@ -445,25 +706,47 @@ def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # exit status: 0 done, 1 the doctor has found something, 2 bad input, 130 interrupted (143 by SIGTERM)
     "The `pytorch-course` command."
-    parser = _Parser(prog="pytorch-course", description="Train image classifiers and use them.", allow_abbrev=False)
+    parser = _Parser(
+        prog="pytorch-course",
+        description="Train image classifiers and use them.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"pytorch_course {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for add in (_add_get_data, _add_train, _add_predict, _add_evaluate, _add_scaffold, _add_doctor): add(commands)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser
+    )
+    for add in (_add_get_data, _add_train, _add_predict, _add_evaluate, _add_scaffold, _add_doctor):
+        add(commands)
     args = parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv))
     status = 0
     try:
-        with _warnings_in_one_line(): status = args.run(args) or 0
+        with _warnings_in_one_line():
+            status = args.run(args) or 0
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        too_large = isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error)
-        known = too_large or not isinstance(error, RuntimeError) or type(error).__name__ == "DataLoaderWorkerError"
+        too_large = (
+            isinstance(error, MemoryError)
+            or "allocate" in str(error)
+            or "out of memory" in str(error)
+        )
+        known = (
+            too_large
+            or not isinstance(error, RuntimeError)
+            or type(error).__name__ == "DataLoaderWorkerError"
+        )
         if not known: raise  # a bug, and its traceback is welcome
         advice = "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
-        print(f"pytorch-course {args.command}: error: {advice if too_large else _one_line(error)}", file=sys.stderr)
+        print(
+            f"pytorch-course {args.command}: error: {advice if too_large else _one_line(error)}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt as error:
-        print(f"\npytorch-course {args.command}: interrupted{': ' * bool(str(error))}{error}", file=sys.stderr)
+        print(
+            f"\npytorch-course {args.command}: interrupted{': ' * bool(str(error))}{error}",
+            file=sys.stderr,
+        )
         return 130
     return status

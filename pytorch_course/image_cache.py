@@ -34,8 +34,10 @@ from .images import ImageTransform, open_image
 # %% ../nbs/2_data/28_image_cache.ipynb #c1e6515f
 def _number_in(path: str, pattern: str = r"(\d+)") -> int | None:
     "The first number in a file of the system, or `None`."
-    try: found = re.search(pattern, Path(path).read_text())
-    except (OSError, UnicodeDecodeError): return None
+    try:
+        found = re.search(pattern, Path(path).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
     return int(found[1]) if found else None
 
 
@@ -43,13 +45,20 @@ def available_memory() -> int:  # bytes
     "How much memory this program may still take without swapping; a careful guess where the system does not say."
     free = _number_in("/proc/meminfo", r"MemAvailable:\s*(\d+) kB")
     if free is None:
-        try: return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # macOS: half of what is built in
-        except (AttributeError, ValueError, OSError): return 4 << 30
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # macOS: half of what is built in
+        except (AttributeError, ValueError, OSError):
+            return 4 << 30
     free *= 1024
-    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         limit, taken = (_number_in(f"/sys/fs/cgroup/{name}") for name in (most, used))  # of a container
         if limit is None or taken is None: continue
-        taken -= _number_in("/sys/fs/cgroup/memory.stat", r"\binactive_file (\d+)") or 0  # files that the system keeps at hand, and would forget
+        taken -= (
+            _number_in("/sys/fs/cgroup/memory.stat", r"\binactive_file (\d+)") or 0
+        )  # files that the system keeps at hand, and would forget
         free = min(free, max(0, limit - taken))
     return free
 
@@ -57,8 +66,10 @@ def available_memory() -> int:  # bytes
 def cpu_count() -> int:  # at least 1
     "How many cores this process may really use; in a container that can be fewer than the computer has."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try: quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError): return cores
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
@@ -70,35 +81,47 @@ def suggest_num_workers(
     0 if there is little to prepare, or no core to spare for them, or where processes are not forked by default (Windows, macOS, Linux from Python 3.14): there,
     scripts and notebooks need care to have any.
     """
-    start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]  # the first is the default
+    start = (
+        multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    )  # the first is the default
     return 0 if cached or cpu_count() <= 2 or start != "fork" else min(8, cpu_count() // 2)
 
 # %% ../nbs/2_data/28_image_cache.ipynb #bbb047ab
 def _in_forks(work: Callable[[int], None], numbers: list[int], processes: int):
     "Do some work for all numbers, a part in each process; the parts that failed are left for later, when somebody needs them."
+
     def do(part: list[int]):
         for number in part:
-            with suppress(Exception): work(number)
+            with suppress(Exception):
+                work(number)
 
     parent, children = os.getpid(), []
     try:
         for share in range(1, processes):
             with suppress(OSError):  # no further process is allowed: then the part is left out
-                if child := os.fork(): children.append(child)
+                if child := os.fork():
+                    children.append(child)
                 else:
                     try:
-                        signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ctrl-C is for the parent
+                        (
+                            signal.signal(signal.SIGINT, signal.SIG_IGN),
+                            signal.signal(signal.SIGTERM, signal.SIG_DFL),
+                        )  # Ctrl-C is for the parent
                         torch.set_num_threads(1)  # the threads of the parent are not here
                         for start in range(share, len(numbers), 64 * processes):
-                            if os.getppid() == parent: do(numbers[start : start + 64 * processes : processes])
-                    finally: os._exit(0)
+                            if os.getppid() == parent:
+                                do(numbers[start : start + 64 * processes : processes])
+                    finally:
+                        os._exit(0)
         do(tqdm(numbers[::processes], "decoding", **progress_bar_options()))
     except BaseException:
-        for child in children: os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
         raise
     finally:
         for child in children:
-            with suppress(ChildProcessError): os.waitpid(child, 0)  # somebody else has waited for it
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)  # somebody else has waited for it
 
 # %% ../nbs/2_data/28_image_cache.ipynb #a8361cf7
 _HEADER, _LARGE = 4096, 50_000  # bytes: one page for the key; from this size of a file on threads pay
@@ -108,8 +131,10 @@ _AHEAD = 4096  # at most so many pictures are decoded together with those that a
 def _make_file(path: Path, length: int, first_line: bytes) -> mmap.mmap:
     "A new file of this length, with all its space reserved, as memory. Raises `OSError` when the disk is full."
     with path.open("w+b") as file:
-        if hasattr(os, "posix_fallocate"): os.posix_fallocate(file.fileno(), 0, length)
-        else: file.truncate(length)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, length)
+        else:
+            file.truncate(length)
         file.write(first_line)
         file.flush()
         return mmap.mmap(file.fileno(), length)
@@ -118,7 +143,8 @@ def _make_file(path: Path, length: int, first_line: bytes) -> mmap.mmap:
 def _drop(path: Path, pid: int):
     "Remove a temporary file, if this is the process that made it and not one of its helpers."
     if os.getpid() == pid:
-        with suppress(OSError): path.unlink()
+        with suppress(OSError):
+            path.unlink()
 
 
 class ImageCache:
@@ -127,13 +153,15 @@ class ImageCache:
     Helper processes of a `DataLoader` fill the same store. The file is used again by later programs as long as the pictures are the same, except on Windows.
     Raises `ValueError` for no pictures at all, and `ImageError`, when a picture is asked for that cannot be read.
     """
+
     def __init__(
         self,
         paths: Sequence[str | Path],  # picture files; they must not change while the program runs
         transform: ImageTransform,  # its size and channels count here, not its mean and std
         root: str | Path,  # the folder of the pictures; the file goes beside it
         *,
-        budget_bytes: int | None = None,  # the most memory to take; `None`: a quarter of what is available; 0: always the file
+        budget_bytes: int
+        | None = None,  # the most memory to take; `None`: a quarter of what is available; 0: always the file
         cache_dir: str | Path | None = None,  # where the file goes instead; made if it is missing
         keep: bool = True,  # `False`: decode each time
         draft: bool = False,  # decode large JPEGs at twice the size that is wanted, not whole: faster, but about one of 255 gray levels beside it
@@ -147,13 +175,17 @@ class ImageCache:
         if not keep: return
         self.filled = torch.frombuffer(mmap.mmap(-1, len(paths)), dtype=torch.uint8)
         budget = available_memory() // 4 if budget_bytes is None else budget_bytes
-        if self.nbytes <= budget: self._map(mmap.mmap(-1, self.nbytes), 0)
-        else: self._use_file(Path(cache_dir) if cache_dir is not None else None, budget_bytes)
+        if self.nbytes <= budget:
+            self._map(mmap.mmap(-1, self.nbytes), 0)
+        else:
+            self._use_file(Path(cache_dir) if cache_dir is not None else None, budget_bytes)
 
     @property
-    def nbytes(self) -> int: return math.prod(self.shape)  # of all decoded pictures
+    def nbytes(self) -> int:
+        return math.prod(self.shape)  # of all decoded pictures
 
-    def __len__(self) -> int: return len(self.paths)
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def take(
         self,
@@ -164,14 +196,17 @@ class ImageCache:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if not self.complete:
             missing = chosen[self.filled[chosen] == 0].tolist()
-            if missing: self._decode(missing)
-            if self.filled.all(): self._finish()
+            if missing:
+                self._decode(missing)
+            if self.filled.all():
+                self._finish()
         return self.pixels.index_select(0, chosen)
 
     def fill(self) -> "ImageCache":  # itself
         "Decode all that is missing now, with a progress bar."
         self.asked = len(self)
-        for part in tqdm(torch.arange(len(self)).split(64), "decoding", **progress_bar_options()): self.take(part)
+        for part in tqdm(torch.arange(len(self)).split(64), "decoding", **progress_bar_options()):
+            self.take(part)
         return self
 
     def _read(self, index: int) -> torch.Tensor:
@@ -179,7 +214,10 @@ class ImageCache:
 
     def _decode(self, missing: list[int]):
         "Put some pictures into their places, and with the help of other cores further ones."
-        places, flags = self.pixels.numpy(), self.filled.numpy()  # the same memory; NumPy is quicker at many small steps
+        places, flags = (
+            self.pixels.numpy(),
+            self.filled.numpy(),
+        )  # the same memory; NumPy is quicker at many small steps
 
         def decode(index: int):
             places[index] = self._read(index).numpy()
@@ -194,9 +232,11 @@ class ImageCache:
             missing = [index for index in missing if not flags[index]]
         sizes = [os.path.getsize(path) for index in missing[:8] if os.path.exists(path := self.paths[index])]
         if cores == 1 or sum(sizes) <= _LARGE * len(sizes):
-            for index in missing: decode(index)
+            for index in missing:
+                decode(index)
         else:
-            with ThreadPoolExecutor(cores) as pool: list(pool.map(decode, missing))
+            with ThreadPoolExecutor(cores) as pool:
+                list(pool.map(decode, missing))
 
     def _map(self, memory: mmap.mmap, offset: int):
         "Let the pixels live in this memory."
@@ -207,31 +247,48 @@ class ImageCache:
         digest = hashlib.sha256(repr((self.shape, self.draft, PIL.__version__, __version__)).encode())
         for path in self.paths:
             found = os.stat(path)
-            digest.update(f"{os.path.abspath(path).removeprefix(str(self.root))}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            digest.update(
+                f"{os.path.abspath(path).removeprefix(str(self.root))}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
         return f"pytorch_course pictures {digest.hexdigest()}\n".encode().ljust(_HEADER, b"\0")
 
     def _use_file(self, folder: Path | None, budget_bytes: int | None):
         "Find the file of an earlier program, or begin a new one, and say so; without one, every picture is decoded each time."
         size = "x".join(map(str, self.shape[1:]))
-        mark = "" if folder is None else hashlib.sha256(str(self.root).encode("utf-8", "surrogateescape")).hexdigest()[:8] + "-"
+        mark = (
+            ""
+            if folder is None
+            else hashlib.sha256(str(self.root).encode("utf-8", "surrogateescape")).hexdigest()[:8] + "-"
+        )
         self.path = (folder or self.root.parent)/f".{self.root.name}-{mark}{size}.pictures"
         name, where = f"{len(self):,} decoded pictures ({self.nbytes / 2**20:,.0f} MiB)", f"the file {self.path}"
         try:
             first_line, found = self._first_line(), self._open_whole()
-            if found is None or found[:_HEADER] != first_line: found = self._begin(first_line)
-            else: self.filled.fill_(1)
+            if found is None or found[:_HEADER] != first_line:
+                found = self._begin(first_line)
+            else:
+                self.filled.fill_(1)
             self.complete = bool(self.filled.all())
             self._map(found, _HEADER)
             what = f"{name}: taken from {where}" if self.complete else f"{name}: kept in {where}"
-            print(what if budget_bytes is not None else f"{what}; they would need more than a quarter of the memory", file=sys.stderr)
+            print(
+                what if budget_bytes is not None else f"{what}; they would need more than a quarter of the memory",
+                file=sys.stderr,
+            )
         except OSError as error:
             self.path = self.temporary = None
-            print(f"{name}: decoded anew each time, since {where} cannot be used: {error.strerror or error}", file=sys.stderr)
+            print(
+                f"{name}: decoded anew each time, since {where} cannot be used: {error.strerror or error}",
+                file=sys.stderr,
+            )
 
     def _open_whole(self) -> mmap.mmap | None:
         "The finished file as memory, if there is one of the right length; changes would be private."
         with suppress(FileNotFoundError), self.path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == _HEADER + self.nbytes: return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if os.fstat(file.fileno()).st_size == _HEADER + self.nbytes:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _begin(self, first_line: bytes) -> mmap.mmap:
         "A file with a temporary name that goes away with this object, unless it is finished."
@@ -240,7 +297,8 @@ class ImageCache:
         # Several in one process may fill the same file; `remove_stale_files` knows the number of the process in the name.
         self.temporary = self.path.with_name(f".{self.path.name}.{id(self):x}.{os.getpid()}.part")
         weakref.finalize(self, _drop, self.temporary, os.getpid())
-        try: return _make_file(self.temporary, _HEADER + self.nbytes, first_line)
+        try:
+            return _make_file(self.temporary, _HEADER + self.nbytes, first_line)
         except OSError:
             self.temporary.unlink(missing_ok=True)
             raise
@@ -253,7 +311,8 @@ class ImageCache:
             with self.temporary.open("rb+") as file:
                 os.fsync(file.fileno())
                 unchanged = file.read(_HEADER) == self._first_line()
-            if unchanged: os.replace(self.temporary, self.path)
+            if unchanged:
+                os.replace(self.temporary, self.path)
 
     def __getstate__(self) -> dict:
         "For processes that are not forked: what is in memory is shared by PyTorch, a file is opened again."
@@ -263,21 +322,27 @@ class ImageCache:
         self.__dict__ |= state
         if self.path is None: return
         for path in (self.temporary, self.path):
-            with suppress(OSError, TypeError), open(path, "r+b") as file: return self._map(mmap.mmap(file.fileno(), 0), _HEADER)
+            with suppress(OSError, TypeError), open(path, "r+b") as file:
+                return self._map(mmap.mmap(file.fileno(), 0), _HEADER)
         self.path = None  # gone: decode each time
 
 # %% ../nbs/2_data/28_image_cache.ipynb #d1499b22
 class Batch(Sequence):
     "A batch in one piece, which also behaves like the list of its samples `(x, y)`, so that any `collate_fn` can work with it."
+
     def __init__(
         self,
         X: torch.Tensor,  # `(N, ...)`
         y: torch.Tensor,  # `(N, ...)`
-    ): self.X, self.y = X, y
+    ):
+        self.X, self.y = X, y
 
-    def __len__(self) -> int: return len(self.y)
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]: return self.X[index], self.y[index]
-    def __iter__(self) -> Iterator: return zip(self.X, self.y)
+    def __len__(self) -> int:
+        return len(self.y)
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.X[index], self.y[index]
+    def __iter__(self) -> Iterator:
+        return zip(self.X, self.y)
 
 
 def collate_batch(
@@ -321,7 +386,8 @@ class RandomFlipCrop:
         seeds: np.ndarray | None = None,  # `(N,)` whole numbers
     ) -> torch.Tensor:  # `(N, C, H, W)`
         "A changed copy of a batch."
-        if seeds is None: seeds = torch.randint(2**32, (len(X),)).numpy()
+        if seeds is None:
+            seeds = torch.randint(2**32, (len(X),)).numpy()
         mirrored = np.flatnonzero(derive_seeds(seeds, 0) < self.flip * 2**32)
         down, right = (derive_seeds(seeds, number).astype(np.int64) % (2 * self.padding + 1) for number in (1, 2))
         source = np.arange(len(X))  # which picture to cut from: the mirrored ones are added at the end
@@ -338,4 +404,5 @@ class RandomFlipCrop:
         windows = frame.as_strided((frame.numel() - W + 1, W), (1, 1))
         return windows.index_select(0, begins).view(-1, C, H, W)
 
-    def __repr__(self) -> str: return f"RandomFlipCrop(padding={self.padding}, flip={self.flip})"
+    def __repr__(self) -> str:
+        return f"RandomFlipCrop(padding={self.padding}, flip={self.flip})"

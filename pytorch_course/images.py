@@ -34,7 +34,9 @@ def subplots(
         def _repr_png_(self):
             drawn, small = io.BytesIO(), io.BytesIO()
             self.savefig(drawn, format="png")
-            Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)  # a third of the bytes
+            Image.open(drawn).convert("RGB").quantize(256).save(
+                small, format="png", optimize=True
+            )  # a third of the bytes
             return small.getvalue()
 
     figure = NotebookFigure(figsize=figsize, layout="constrained")
@@ -74,12 +76,14 @@ def open_image_header(
     if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     # Not by its name: Pillow 13 would map the file into memory, which scrambles gray TIFF files that are stored sideways.
-    with open(path, "rb") as file: yield Image.open(file)
+    with open(path, "rb") as file:
+        yield Image.open(file)
 
 
 def open_image(
     path: str | Path,  # a picture file in any format that Pillow reads, except those that are programs
-    draft: int | None = None,  # a JPEG may be decoded smaller, at 1/2, 1/4 or 1/8 of its size, but with at least so many pixels in height and width
+    draft: int
+    | None = None,  # a JPEG may be decoded smaller, at 1/2, 1/4 or 1/8 of its size, but with at least so many pixels in height and width
 ) -> Image.Image:  # 8-bit RGB, upright
     """Read a picture file as upright 8-bit RGB.
 
@@ -89,10 +93,12 @@ def open_image(
     if not os.path.isfile(path): raise MissingImageError(f"no picture file at {path}")
     try:
         with open_image_header(path) as image:
-            if image.format in ("EPS", "WMF"): raise ImageError(f"{image.format} files are programs, not pictures; save it as PNG")
+            if image.format in ("EPS", "WMF"):
+                raise ImageError(f"{image.format} files are programs, not pictures; save it as PNG")
             if math.prod(image.size) > MAX_PIXELS:
                 raise ImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are not accepted")
-            if draft is not None: image.draft(None, (draft, draft))  # other formats ignore it
+            if draft is not None:
+                image.draft(None, (draft, draft))  # other formats ignore it
             return _to_rgb(image)
     except UnidentifiedImageError:
         reason = "it is empty" if not Path(path).stat().st_size else "not a picture in a format that Pillow knows"
@@ -114,8 +120,10 @@ class ImageTransform:
     std: tuple[float, ...] = (0.5,)  # then divided by
 
     def __post_init__(self):
-        if self.image_size < 1: raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}")
-        if self.channels not in (1, 3): raise ValueError(f"channels must be 1 (gray) or 3 (RGB), not {self.channels}")
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (gray) or 3 (RGB), not {self.channels}")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) not in (1, self.channels):
@@ -130,15 +138,18 @@ class ImageTransform:
     def resize(self, image: Image.Image) -> torch.Tensor:
         "The first half: the picture in its final size, still in bytes, `uint8 (C, H, W)`."
         mode, size = "L" if self.channels == 1 else "RGB", (self.image_size, self.image_size)
-        if image.mode != mode: image = image.convert(mode)
-        if image.size != size: image = image.resize(size, Image.Resampling.BILINEAR)
+        if image.mode != mode:
+            image = image.convert(mode)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
         return pixels.permute(2, 0, 1).contiguous()
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         "The second half, for one picture or a whole batch: `uint8 (..., C, H, W)` to normalized `float32`."
         x = pixels.to(torch.float32, copy=True).div_(255)  # a copy, so that the next steps may work in place
-        if any(self.mean): x.sub_(self._column(self.mean).to(x.device))
+        if any(self.mean):
+            x.sub_(self._column(self.mean).to(x.device))
         return x if set(self.std) == {1.0} else x.div_(self._column(self.std).to(x.device))
 
     def undo(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,11 +170,13 @@ def plot_images(
     "Show pictures in a grid. Raises `ValueError` for no pictures at all, or titles that do not match."
     images = [image.permute(1, 2, 0).cpu().numpy() if torch.is_tensor(image) else image for image in images]
     if not images: raise ValueError("no pictures to show")
-    if titles is not None and len(titles) != len(images): raise ValueError(f"{len(titles)} titles for {len(images)} pictures")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} pictures")
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     figure, axes = subplots(rows, columns, figsize=(columns * size, rows * (size + 0.25)))
-    for ax in axes.flat: ax.axis("off")
+    for ax in axes.flat:
+        ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles or [""] * len(images)):
         ax.imshow(image, cmap="gray", vmin=0, vmax=255 if isinstance(image, Image.Image) else 1)
         ax.set_title(title, fontsize=9, parse_math=False)  # a class may be called "$"

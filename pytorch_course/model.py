@@ -26,12 +26,14 @@ def register_model(
 @register_model
 class LinearRegressionModel(nn.Module):
     "A straight line `y = weights * x + bias`, both parameters by hand; any shape in, the same shape out."
+
     def __init__(self):
         super().__init__()
         self.weights = nn.Parameter(torch.randn(1))
         self.bias = nn.Parameter(torch.randn(1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.weights * x + self.bias
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weights * x + self.bias
 
 
 @register_model
@@ -41,7 +43,8 @@ class LinearRegressionModelV2(nn.Module):
         super().__init__()
         self.linear_layer = nn.Linear(in_features=1, out_features=1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.linear_layer(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_layer(x)
 
 # %% ../nbs/02_model.ipynb #c08bcb25
 @register_model
@@ -62,9 +65,10 @@ class NeuralNetwork(nn.Module):
             nn.Linear(input_shape * image_size * image_size, 512), nn.ReLU(),
             nn.Linear(512, 512), nn.ReLU(),
             nn.Linear(512, output_shape),
-        )  # fmt: skip
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.linear_relu_stack(self.flatten(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_relu_stack(self.flatten(x))
 
 # %% ../nbs/02_model.ipynb #7132b7bc
 def count_parameters(
@@ -81,7 +85,7 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.Conv2d(in_channels, out_channels, kernel_size=3), nn.ReLU(),
         nn.Conv2d(out_channels, out_channels, kernel_size=3), nn.ReLU(),
         nn.MaxPool2d(kernel_size=2, stride=2),
-    )  # fmt: skip
+    )
 
 
 @register_model
@@ -100,10 +104,13 @@ class TinyVGG(nn.Module):
     ):
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2  # each block takes 4 pixels and halves the rest
-        if side < 1: raise ValueError(f"TinyVGG needs image_size of at least 16 pixels, not {image_size}")
+        if side < 1:
+            raise ValueError(f"TinyVGG needs image_size of at least 16 pixels, not {image_size}")
         self.conv_block_1 = _conv_block(input_shape, hidden_units)
         self.conv_block_2 = _conv_block(hidden_units, hidden_units)
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(hidden_units * side * side, output_shape))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(hidden_units * side * side, output_shape)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.conv_block_2(self.conv_block_1(x)))
@@ -124,15 +131,17 @@ class Cifar10Net(nn.Module):
     ):
         super().__init__()
         side = image_size // 8
-        if side < 1: raise ValueError(f"Cifar10Net needs image_size of at least 8 pixels, not {image_size}")
+        if side < 1:
+            raise ValueError(f"Cifar10Net needs image_size of at least 8 pixels, not {image_size}")
         self.model = nn.Sequential(
             nn.Conv2d(input_shape, 32, kernel_size=5, padding=2), nn.MaxPool2d(2),
             nn.Conv2d(32, 32, kernel_size=5, padding=2), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, kernel_size=5, padding=2), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(64 * side * side, 64), nn.Linear(64, output_shape),
-        )  # fmt: skip
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.model(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
 
 # %% ../nbs/02_model.ipynb #1fd4478d
 @register_model
@@ -169,8 +178,12 @@ def get_model_class(
     name: str,  # one of `list_models()`; case, hyphens and underscores are ignored
 ) -> type[nn.Module]:  # the class
     "The class behind a name. Raises `ValueError` listing the known names."
-    try: return _MODELS[str(name).lower().replace("_", "").replace("-", "")]
-    except KeyError: raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}") from None
+    try:
+        return _MODELS[str(name).lower().replace("_", "").replace("-", "")]
+    except KeyError:
+        raise ValueError(
+            f"unknown model {name!r}; choose one of {', '.join(list_models())}"
+        ) from None
 
 
 def build_model(
@@ -180,8 +193,10 @@ def build_model(
     "Build a model from its name. Raises `ValueError` for an unknown name, or for arguments that it does not take or lacks."
     cls = get_model_class(name)
     signature = inspect.signature(cls)
-    try: signature.bind(**kwargs)
-    except TypeError as error: raise ValueError(f"{cls.__name__}{signature}: {error}") from None
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}{signature}: {error}") from None
     return cls(**kwargs)
 
 # %% ../nbs/02_model.ipynb #06ca5a90

@@ -18,10 +18,17 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 # %% ../nbs/3_training/39_performance.ipynb #4fb357f7
-_TRIM, _PAD, _MAP_FROM, _MAPS = -1, -2, -3, -4  # the numbers of M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX in glibc's malloc.h
+_TRIM, _PAD, _MAP_FROM, _MAPS = (
+    -1,
+    -2,
+    -3,
+    -4,
+)  # the numbers of M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX in glibc's malloc.h
 _WHILE_TRAINING = {_MAPS: 0, _TRIM: 2**31 - 1, _PAD: 64 << 20}  # a number of blocks, bytes, bytes
 _AFTERWARDS = {_MAPS: 65536, _TRIM: 64 << 20, _PAD: 128 << 10, _MAP_FROM: 32 << 20}
-_BLOCKS: list[bool] = []  # those that this process is in; only the outermost changes settings, which belong to the whole process
+_BLOCKS: list[
+    bool
+] = []  # those that this process is in; only the outermost changes settings, which belong to the whole process
 
 
 @contextmanager
@@ -34,14 +41,17 @@ def keep_freed_memory() -> Iterator[bool]:
     try:
         library = ctypes.CDLL(None)  # all that is loaded already
         set_option, trim = library.mallopt, library.malloc_trim
-    except (OSError, AttributeError, TypeError): set_option = None
+    except (OSError, AttributeError, TypeError):
+        set_option = None
     works = set_option is not None and all([set_option(option, value) for option, value in _WHILE_TRAINING.items()])
     _BLOCKS.append(works)
-    try: yield works
+    try:
+        yield works
     finally:
         _BLOCKS.pop()
         if works and not _BLOCKS:
-            for option, value in _AFTERWARDS.items(): set_option(option, value)
+            for option, value in _AFTERWARDS.items():
+                set_option(option, value)
             trim(0)
 
 # %% ../nbs/3_training/39_performance.ipynb #423ef33d
@@ -65,8 +75,10 @@ def prefers_channels_last(
     Not so for a model that is wrapped in `DistributedDataParallel` already, whose buffers fit the order it had.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel): return False
-    if device.type == "cpu": helps = torch.backends.mkldnn.is_available()
-    else: helps = device.type == "cuda" and precision != "fp32"
+    if device.type == "cpu":
+        helps = torch.backends.mkldnn.is_available()
+    else:
+        helps = device.type == "cuda" and precision != "fp32"
     parameters = [parameter.ndim for parameter in model.parameters()]
     return helps and any(isinstance(module, nn.Conv2d) for module in model.modules()) and 5 not in parameters
 
@@ -77,16 +89,21 @@ _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast_and_scaler(
     precision: str,  # `"fp32"`, `"bf16"` or `"fp16"`
     device: torch.device,
-) -> tuple[Callable[[], AbstractContextManager], torch.amp.GradScaler]:  # makes a context for a batch, `with autocast(): ...`; and what scales the loss
+) -> tuple[
+    Callable[[], AbstractContextManager], torch.amp.GradScaler
+]:  # makes a context for a batch, `with autocast(): ...`; and what scales the loss
     """How to compute with this precision. The weights stay in 32 bits in any case.
 
     Raises `ValueError` for another name, and for `"bf16"` on a GPU that cannot do it. Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740.
     """
-    if precision not in _DTYPES: raise ValueError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")
+    if precision not in _DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(_DTYPES)}, not {precision!r}")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError('this GPU has no instructions for bf16 (they came in 2020); use precision="fp16"')
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    return nullcontext if precision == "fp32" else partial(torch.autocast, device.type, dtype=_DTYPES[precision]), scaler
+    return nullcontext if precision == "fp32" else partial(
+        torch.autocast, device.type, dtype=_DTYPES[precision]
+    ), scaler
 
 # %% ../nbs/3_training/39_performance.ipynb #8a46dea4
 def compile_model(
@@ -96,7 +113,9 @@ def compile_model(
     "Have the model compiled when it is first called. Raises `ValueError` when there is no C++ compiler to do it."
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
-        raise ValueError("compile=True needs a C++ compiler, and there is none here (on Debian or Ubuntu: sudo apt install g++); or leave it out")
+        raise ValueError(
+            "compile=True needs a C++ compiler, and there is none here (on Debian or Ubuntu: sudo apt install g++); or leave it out"
+        )
     model.compile()
 
 # %% ../nbs/3_training/39_performance.ipynb #0a69dcb4
@@ -105,19 +124,25 @@ def to_device(
     device: str | torch.device,  # where to
 ):  # the same shape of thing, on the device
     "Move everything in a batch; without waiting for it where the memory is pinned."
-    if torch.is_tensor(batch): return batch if batch.device == device else batch.to(device, non_blocking=torch.device(device).type == "cuda")
+    if torch.is_tensor(batch):
+        return batch if batch.device == device else batch.to(device, non_blocking=torch.device(device).type == "cuda")
     if isinstance(batch, PackedSequence): return batch.to(device)
-    if isinstance(batch, dict): return {key: to_device(value, device) for key, value in batch.items()}
-    if hasattr(batch, "_fields"): return type(batch)(*(to_device(value, device) for value in batch))  # a named tuple
-    if isinstance(batch, (list, tuple)): return type(batch)(to_device(value, device) for value in batch)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))  # a named tuple
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
     return batch
 
 # %% ../nbs/3_training/39_performance.ipynb #04ca94cd
 def _tensors(batch) -> Iterator[torch.Tensor]:
     "All tensors in a batch, however deep."
-    if torch.is_tensor(batch): yield batch
+    if torch.is_tensor(batch):
+        yield batch
     elif isinstance(batch, (dict, list, tuple)):
-        for value in batch.values() if isinstance(batch, dict) else batch: yield from _tensors(value)
+        for value in batch.values() if isinstance(batch, dict) else batch:
+            yield from _tensors(value)
 
 
 def _ahead(batches: Iterable, device: torch.device) -> Iterator:
@@ -126,19 +151,26 @@ def _ahead(batches: Iterable, device: torch.device) -> Iterator:
 
     def arrived(batch, event):
         torch.cuda.current_stream(device).wait_event(event)
-        for tensor in _tensors(batch): tensor.record_stream(torch.cuda.current_stream(device))
+        for tensor in _tensors(batch):
+            tensor.record_stream(torch.cuda.current_stream(device))
         return batch
 
     for batch in batches:
-        if all(tensor.is_cuda for tensor in _tensors(batch)):  # nothing to copy; and where it lies may be used again for the next one
-            if waiting: yield arrived(*waiting)
+        if all(
+            tensor.is_cuda for tensor in _tensors(batch)
+        ):  # nothing to copy; and where it lies may be used again for the next one
+            if waiting:
+                yield arrived(*waiting)
             waiting = None
             yield batch
             continue
-        with torch.cuda.stream(stream): following = to_device(batch, device), stream.record_event()
-        if waiting: yield arrived(*waiting)
+        with torch.cuda.stream(stream):
+            following = to_device(batch, device), stream.record_event()
+        if waiting:
+            yield arrived(*waiting)
         waiting = following
-    if waiting: yield arrived(*waiting)
+    if waiting:
+        yield arrived(*waiting)
 
 
 def prefetch_to_device(

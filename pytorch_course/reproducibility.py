@@ -40,43 +40,54 @@ def seed_generators(
     random.seed(number)
     np.random.seed(number)
     torch.default_generator.manual_seed(number)
-    if torch.cuda.is_initialized(): torch.cuda.manual_seed_all(number)
-    elif torch.backends.mps.is_available(): torch.mps.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(number)
 
 # %% ../nbs/3_training/34_reproducibility.ipynb #2a67b272
 class SeededIndices(list):
     "Sample numbers of a batch; `seed` is what everything random about its samples follows from, together with their numbers."
+
     seed: int = 0
 
 
 def _sample_seed(seed: int, index) -> int:
-    return derive_seed(seed, index if isinstance(index, int) else zlib.crc32(repr(index).encode()))  # some data sets have names for numbers
+    return derive_seed(
+        seed, index if isinstance(index, int) else zlib.crc32(repr(index).encode())
+    )  # some data sets have names for numbers
 
 
 class _SeededDataset(Dataset):
     "A data set whose samples depend on nothing but the seed and their number, in whatever process."
     def __init__(self, dataset: Dataset):
         self.dataset = inner = dataset
-        while isinstance(inner, Subset): inner = inner.dataset
+        while isinstance(inner, Subset):
+            inner = inner.dataset
         self.in_batches = hasattr(inner, "__getitems__")
         self.random = type(inner) is not TensorDataset  # the one kind that surely draws nothing
 
-    def __len__(self): return len(self.dataset)
+    def __len__(self):
+        return len(self.dataset)
 
     def __getitems__(self, indices: SeededIndices) -> list:
         samples = None if self.in_batches else [self._sample(index, indices.seed) for index in indices]
-        seed_generators(derive_seed(_sample_seed(indices.seed, indices[0]), len(indices)))  # for a data set or a `collate_fn` that works on whole batches
+        seed_generators(
+            derive_seed(_sample_seed(indices.seed, indices[0]), len(indices))
+        )  # for a data set or a `collate_fn` that works on whole batches
         return self._batch(indices) if self.in_batches else samples
 
     def _batch(self, indices: SeededIndices):
         "A whole batch; a part of a data set passes the numbers on, but would lose their seed."
         dataset, seed = self.dataset, indices.seed
-        while type(dataset) is Subset: dataset, indices = dataset.dataset, SeededIndices(dataset.indices[index] for index in indices)
+        while type(dataset) is Subset:
+            dataset, indices = dataset.dataset, SeededIndices(dataset.indices[index] for index in indices)
         indices.seed = seed
         return dataset.__getitems__(indices)
 
     def _sample(self, index, seed: int):
-        if self.random: seed_generators(_sample_seed(seed, index))
+        if self.random:
+            seed_generators(_sample_seed(seed, index))
         return self.dataset[index]
 
 # %% ../nbs/3_training/34_reproducibility.ipynb #7b1161ca
@@ -92,28 +103,36 @@ _WORKER_FAULTS = {  # what PyTorch's messages contain -> what it means and what 
     "or give the dataloader a longer timeout",
     r"Too many open files|received 0 items of ancdata": "too many open files: raise the limit (ulimit -n 4096) or use fewer workers",
     r"killed by signal|exited unexpectedly": _DIED,
-}  # fmt: skip
+}
 
 
 @contextmanager
 def explain_worker_errors() -> Iterator[None]:
     "Whatever happens to a worker process inside the block, say in one line what it means, as a `DataLoaderWorkerError`; other errors pass."
-    try: yield
+    try:
+        yield
     except (RuntimeError, OSError, EOFError) as error:
-        lost = isinstance(error, (EOFError, OSError)) and any(frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__))
-        if lost: raise DataLoaderWorkerError(f"{_DIED} (it ended while it was handing over a batch)") from error
-        if "DataLoader" not in str(error) and not re.search("shared memory|ancdata|Too many open files", str(error)): raise
+        lost = isinstance(error, (EOFError, OSError)) and any(
+            frame.name == "_try_get_data" for frame in traceback.extract_tb(error.__traceback__)
+        )
+        if lost:
+            raise DataLoaderWorkerError(f"{_DIED} (it ended while it was handing over a batch)") from error
+        if "DataLoader" not in str(error) and not re.search("shared memory|ancdata|Too many open files", str(error)):
+            raise
         if "Caught " in str(error): raise  # an error in the data set itself, which names it
         for pattern, advice in _WORKER_FAULTS.items():
-            if re.search(pattern, str(error)): raise DataLoaderWorkerError(f"{advice} (PyTorch said: {str(error).splitlines()[0].strip()})") from error
+            if re.search(pattern, str(error)):
+                raise DataLoaderWorkerError(f"{advice} (PyTorch said: {str(error).splitlines()[0].strip()})") from error
         raise
 
 # %% ../nbs/3_training/34_reproducibility.ipynb #18733ce8
 class _Lists:
     "A batch sampler whose lists are set from outside."
     lists: list[SeededIndices] = []
-    def __iter__(self): return iter(self.lists)
-    def __len__(self): return len(self.lists)
+    def __iter__(self):
+        return iter(self.lists)
+    def __len__(self):
+        return len(self.lists)
 
 
 class _WorkerStart:
@@ -121,20 +140,26 @@ class _WorkerStart:
 
     Then comes what the user wants at the start of a worker.
     """
-    def __init__(self, also: Callable | None): self.also = also
+    def __init__(self, also: Callable | None):
+        self.also = also
 
     def __call__(self, worker: int):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "alarm"): signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # an alarm ends the process
-        if self.also: self.also(worker)
+        if hasattr(signal, "alarm"):
+            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # an alarm ends the process
+        if self.also:
+            self.also(worker)
 
 
 def _reseed_own(place, number: int):
     "Let the generators that a sampler keeps for itself begin again."
     for generator in vars(place).values():
-        if isinstance(generator, torch.Generator): generator.manual_seed(number)
-        elif isinstance(generator, random.Random): generator.seed(number)
-        elif isinstance(generator, np.random.Generator): generator.bit_generator.state = type(generator.bit_generator)(number).state
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(number)
+        elif isinstance(generator, random.Random):
+            generator.seed(number)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(number).state
 
 
 _ORDER, _SAMPLES = 1, 2  # what a seed is needed for: the same numbers must not give the same draws for both
@@ -154,19 +179,32 @@ class SeededDataLoader:
         seed: int,  # from 0 to 2**64 - 1
     ):
         self.dataloader, self.seed, self.epoch, self.batch, self.running = dataloader, seed, 0, 0, None
-        numbered = isinstance(dataloader, DataLoader) and dataloader.batch_sampler is not None and not isinstance(dataloader.dataset, IterableDataset)
+        numbered = (
+            isinstance(dataloader, DataLoader)
+            and dataloader.batch_sampler is not None
+            and not isinstance(dataloader.dataset, IterableDataset)
+        )
         self.lists = _Lists() if numbered else None
         self.twin = self._make_twin() if numbered else dataloader
 
     def _make_twin(self) -> DataLoader:
         "The same loader, but for the batch sampler and the seeds."
         of = self.dataloader
-        names = ("num_workers", "collate_fn", "pin_memory", "multiprocessing_context", "prefetch_factor", "persistent_workers")
+        names = (
+            "num_workers",
+            "collate_fn",
+            "pin_memory",
+            "multiprocessing_context",
+            "prefetch_factor",
+            "persistent_workers",
+        )
         options = {name: getattr(of, name) for name in names}
-        if of.num_workers: options |= {"timeout": of.timeout or 120, "worker_init_fn": _WorkerStart(of.worker_init_fn)}
+        if of.num_workers:
+            options |= {"timeout": of.timeout or 120, "worker_init_fn": _WorkerStart(of.worker_init_fn)}
         return DataLoader(_SeededDataset(of.dataset), batch_sampler=self.lists, **options)
 
-    def __len__(self) -> int: return len(self.dataloader)
+    def __len__(self) -> int:
+        return len(self.dataloader)
 
     def start(
         self,
@@ -182,8 +220,10 @@ class SeededDataLoader:
         seed_generators(number)
         samplers = [getattr(self.dataloader, name, None) for name in ("sampler", "batch_sampler")]
         for place in (self.dataloader, *samplers, getattr(samplers[1], "sampler", None)):
-            if hasattr(place, "__dict__"): _reseed_own(place, number)
-            if hasattr(place, "set_epoch"): place.set_epoch(self.epoch)  # a sampler that knows this idea
+            if hasattr(place, "__dict__"):
+                _reseed_own(place, number)
+            if hasattr(place, "set_epoch"):
+                place.set_epoch(self.epoch)  # a sampler that knows this idea
         if self.lists is None: return self._passed_over()
         self.lists.lists = list(map(self._seeded, islice(self.dataloader.batch_sampler, self.batch, None)))
         self.running = iter(self.twin)
@@ -194,13 +234,17 @@ class SeededDataLoader:
         batches = iter(self.twin)
         for number in count():
             seed_generators(derive_seed(self.seed, _SAMPLES, self.epoch, number))
-            try: batch = next(batches)
-            except StopIteration: return
-            if number >= self.batch: yield batch
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            if number >= self.batch:
+                yield batch
 
     def close(self):
         "End the workers, if there are any. After an error they would wait for somebody to collect the garbage."
-        if hasattr(self.running, "_shutdown_workers"): self.running._shutdown_workers()
+        if hasattr(self.running, "_shutdown_workers"):
+            self.running._shutdown_workers()
         self.running = None
 
     def _seeded(self, numbers: Iterable) -> SeededIndices:

@@ -15,7 +15,12 @@ from torch import nn
 from . import __version__
 from .images import ImageTransform, open_image
 from .model import build_model
-from .weights_files import ModelFileError, explain_file_errors, read_weights_file, write_weights_file
+from pytorch_course.weights_files import (
+    ModelFileError,
+    explain_file_errors,
+    read_weights_file,
+    write_weights_file,
+)
 
 # %% ../nbs/05_save_load.ipynb #b98d7e8b
 @dataclass
@@ -25,7 +30,9 @@ class ModelInfo:
     arguments: dict  # its arguments
     class_names: list[str]  # in the order of the outputs
     transform: ImageTransform  # how a picture becomes the model's input
-    metrics: dict = field(default_factory=dict)  # what was measured when it was saved, for example `{"test_acc": 0.97}`
+    metrics: dict = field(
+        default_factory=dict
+    )  # what was measured when it was saved, for example `{"test_acc": 0.97}`
     version: str = __version__  # of this package, when it was saved
 
     def to_dict(self) -> dict:
@@ -35,8 +42,10 @@ class ModelInfo:
     @classmethod
     def from_dict(cls, values: dict) -> "ModelInfo":
         "The reverse of `to_dict`. Raises `ValueError` when something is missing or of the wrong kind."
-        try: return cls(**{**values, "transform": ImageTransform(**values["transform"])})
-        except (KeyError, TypeError) as error: raise ValueError(f"its description is not complete ({error})") from None
+        try:
+            return cls(**{**values, "transform": ImageTransform(**values["transform"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its description is not complete ({error})") from None
 
 # %% ../nbs/05_save_load.ipynb #61c94e32
 _FORMAT = "pytorch_course model 1"
@@ -55,28 +64,46 @@ def save_model(
     path = Path(target_dir)/model_name
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if info is None: return write_weights_file(path, weights)
-    if path.suffix == ".safetensors": return write_weights_file(path, weights, {"format": _FORMAT, "info": json.dumps(info.to_dict())})
-    return write_weights_file(path, {"format": _FORMAT, "info": info.to_dict(), "state_dict": weights})
+    if path.suffix == ".safetensors":
+        return write_weights_file(
+            path, weights, {"format": _FORMAT, "info": json.dumps(info.to_dict())}
+        )
+    return write_weights_file(
+        path, {"format": _FORMAT, "info": info.to_dict(), "state_dict": weights}
+    )
 
 # %% ../nbs/05_save_load.ipynb #f5cea693
 def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
     "The model with its weights. They must have the same shapes, which is tried on `meta`, without memory for it; and a picture must give one logit per class name."
     size, names = info.transform.image_size, f"class names: {', '.join(map(str, info.class_names))}"
     with torch.device("meta"):
-        try: build_model(info.architecture, **info.arguments).load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()})
-        except RuntimeError as error: raise ModelFileError(f"{error} ({names})") from None
+        try:
+            build_model(info.architecture, **info.arguments).load_state_dict(
+                {name: tensor.to("meta") for name, tensor in weights.items()}
+            )
+        except RuntimeError as error:
+            raise ModelFileError(f"{error} ({names})") from None
     model = build_model(info.architecture, **info.arguments).eval()
     model.load_state_dict(weights)
-    large = size**2 * max((max(tensor.shape, default=1) for tensor in weights.values()), default=1) > 2**27  # numbers in the largest output, at most
-    tried, device = (copy.deepcopy(model).to("meta"), "meta") if large else (model, "cpu")  # computing on `meta` needs no memory, but a second of imports
-    with torch.inference_mode(): logits = tried(torch.zeros(1, info.transform.channels, size, size, device=device))
+    large = (
+        size**2 * max((max(tensor.shape, default=1) for tensor in weights.values()), default=1)
+        > 2**27
+    )  # numbers in the largest output, at most
+    tried, device = (
+        (copy.deepcopy(model).to("meta"), "meta") if large else (model, "cpu")
+    )  # computing on `meta` needs no memory, but a second of imports
+    with torch.inference_mode():
+        logits = tried(torch.zeros(1, info.transform.channels, size, size, device=device))
     if logits.shape != (1, len(info.class_names)):
-        raise ModelFileError(f"the model gives {tuple(logits.shape)} for one picture, but there are {len(info.class_names)} {names}")
+        raise ModelFileError(
+            f"the model gives {tuple(logits.shape)} for one picture, but there are {len(info.class_names)} {names}"
+        )
     return model
 
 
 def load_model(
-    path: str | Path,  # file made by `save_model(..., info=...)`, or a run folder with `model.pt` in it
+    path: str
+    | Path,  # file made by `save_model(..., info=...)`, or a run folder with `model.pt` in it
     device: str | torch.device = "cpu",  # where the model goes
 ) -> tuple[nn.Module, ModelInfo]:  # the model in evaluation mode, and what is known about it
     """Load a self-describing model file; nothing in it is ever executed.
@@ -84,13 +111,18 @@ def load_model(
     Raises `FileNotFoundError` when there is none and `ModelFileError` for a file that is damaged, no model, or weights without a description.
     """
     path = Path(path)
-    if path.is_dir(): path /= "model.pt"
+    if path.is_dir():
+        path /= "model.pt"
     with explain_file_errors(path):
         content = read_weights_file(path)
         if content.get("format") != _FORMAT:
-            raise ModelFileError("weights without a description; give save_model an info, or build the model and load_state_dict")
+            raise ModelFileError(
+                "weights without a description; give save_model an info, or build the model and load_state_dict"
+            )
         info, weights = ModelInfo.from_dict(content.get("info")), content.get("state_dict")
-        if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        if not isinstance(weights, dict) or not all(
+            isinstance(tensor, torch.Tensor) for tensor in weights.values()
+        ):
             raise ModelFileError("its state_dict is not made of tensors by name")
         model = _build(info, weights)
     return model.to(device), info
@@ -102,7 +134,9 @@ def predict_images(
     paths: list[str | Path],  # picture files
     topk: int = 1,  # how many classes per picture, the most probable first; at most all of them
     batch_size: int = 64,  # pictures at a time
-) -> list[dict]:  # per picture `{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}`
+) -> list[
+    dict
+]:  # per picture `{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}`
     "Classify picture files, prepared exactly as in training. Raises `FileNotFoundError` or `ImageError` naming a file that cannot be used."
     if topk < 1: raise ValueError(f"topk must be at least 1, not {topk}")
     device = next(model.parameters()).device
@@ -111,10 +145,17 @@ def predict_images(
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
         X = torch.stack([info.transform(open_image(path)) for path in batch]).to(device)
-        with torch.inference_mode(): probabilities = model(X).softmax(dim=1).cpu()
-        if not probabilities.isfinite().all(): raise ValueError("the model gives NaN instead of probabilities; its training must have diverged")
+        with torch.inference_mode():
+            probabilities = model(X).softmax(dim=1).cpu()
+        if not probabilities.isfinite().all():
+            raise ValueError(
+                "the model gives NaN instead of probabilities; its training must have diverged"
+            )
         best = probabilities.topk(min(topk, len(info.class_names)))
         for path, probabilities, classes in zip(batch, best.values.tolist(), best.indices.tolist()):
-            predictions = [{"class": info.class_names[i], "probability": p} for i, p in zip(classes, probabilities)]
+            predictions = [
+                {"class": info.class_names[i], "probability": p}
+                for i, p in zip(classes, probabilities)
+            ]
             results.append({"path": str(path), "predictions": predictions})
     return results

@@ -31,11 +31,16 @@ class TensorDescription:
         facts = [f"tensor {self.shape} {str(self.dtype).removeprefix('torch.')} on {self.device}"]
         for name in ("min", "mean", "max"):
             value = getattr(self, name)
-            if isinstance(value, float | complex): value = f"{value:.5g}"
-            if value is not None: facts.append(f"{name} {value}")
-        if 0 in self.shape: facts.append("empty")
-        if self.num_nan: facts.append(f"{self.num_nan:,} NaN")
-        if self.num_inf: facts.append(f"{self.num_inf:,} Inf")
+            if isinstance(value, float | complex):
+                value = f"{value:.5g}"
+            if value is not None:
+                facts.append(f"{name} {value}")
+        if 0 in self.shape:
+            facts.append("empty")
+        if self.num_nan:
+            facts.append(f"{self.num_nan:,} NaN")
+        if self.num_inf:
+            facts.append(f"{self.num_inf:,} Inf")
         return " · ".join([*facts, _readable_size(self.bytes)])
 
 def _readable_size(size: int) -> str:
@@ -43,7 +48,8 @@ def _readable_size(size: int) -> str:
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024: break
         size /= 1024
-    else: unit = "TiB"  # the `else` of a loop runs when it was not left by `break`
+    else:
+        unit = "TiB"  # the `else` of a loop runs when it was not left by `break`
     return f"{size:.4g} {unit}"
 
 # %% ../nbs/00_tensors.ipynb #668c6afe
@@ -57,8 +63,10 @@ def describe(
         raise TypeError(f"describe() needs a torch.Tensor, received {type(tensor).__name__}; "
                         "torch.as_tensor(...) makes one from a list or an array")
     values = tensor.detach()  # without a history of gradients
-    if values.device.type == "mps": values = values.cpu()  # MPS has no 64-bit floats
-    if values.is_floating_point() and values.itemsize < 4: values = values.float()
+    if values.device.type == "mps":
+        values = values.cpu()  # MPS has no 64-bit floats
+    if values.is_floating_point() and values.itemsize < 4:
+        values = values.float()
     num_nan, num_inf = int(values.isnan().sum()), int(values.isinf().sum())
     finite = values[values.isfinite()] if num_nan or num_inf else values
     low, high = _extremes(finite)
@@ -70,9 +78,14 @@ def describe(
 def _extremes(values: torch.Tensor) -> tuple:
     "The smallest and the largest value as Python numbers, `None` where that has no meaning."
     if values.is_complex() or values.numel() == 0: return None, None
-    if values.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch has no min and max for these
+    if values.dtype in (
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+    ):  # PyTorch has no min and max for these
         low, high = values.flatten().sort().values[[0, -1]]
-    else: low, high = values.aminmax()  # both in one pass
+    else:
+        low, high = values.aminmax()  # both in one pass
     return low.item(), high.item()
 
 # %% ../nbs/00_tensors.ipynb #326f7809
@@ -83,17 +96,23 @@ def _available_devices() -> list[str]:
     return [*(f"{best.type}:{i}" for i in range(torch.accelerator.device_count())), "cpu"]
 
 def pick_device(
-    prefer: str | torch.device | None = None,  # like `"cuda:1"` or `"cpu"`; `None` or `"auto"`: the best
+    prefer: str
+    | torch.device
+    | None = None,  # like `"cuda:1"` or `"cpu"`; `None` or `"auto"`: the best
 ) -> torch.device:  # a device that exists, ready for `.to(device)`
     """The best device there is (`cuda`, then `mps`, then `cpu`), or the preferred one after a check.
 
     Raises `ValueError` when `prefer` is not the name of a device, or when this computer does not have it."""
     available = _available_devices()
     if prefer is None or prefer == "auto": return torch.device(available[0].split(":")[0])
-    try: device = torch.device(prefer)
-    except (RuntimeError, TypeError, ValueError): device = None
+    try:
+        device = torch.device(prefer)
+    except (RuntimeError, TypeError, ValueError):
+        device = None
     if str(device) not in {*available, *(name.split(":")[0] for name in available), "cpu:0"}:
-        raise ValueError(f"device {str(prefer)!r} is not available; here there is: {', '.join(available)}")
+        raise ValueError(
+            f"device {str(prefer)!r} is not available; here there is: {', '.join(available)}"
+        )
     return device
 
 # %% ../nbs/00_tensors.ipynb #2c6eeef2

@@ -44,7 +44,8 @@ def read_labeled_lines(
         for number, line in enumerate(file, start=1):
             if not line.strip(): continue
             name, tab, text = line.rstrip("\r\n").partition("\t")
-            if not tab: raise ValueError(f"{path}, line {number}: no tab between label and text in {line[:40]!r}")
+            if not tab:
+                raise ValueError(f"{path}, line {number}: no tab between label and text in {line[:40]!r}")
             if name not in class_names:
                 raise ValueError(f"{path}, line {number}: label {name!r} is none of {', '.join(class_names)}")
             texts.append(text)
@@ -54,7 +55,10 @@ def read_labeled_lines(
 # %% ../nbs/2_data/26_text.ipynb #6ad6d5c0
 def find_text_files(
     folder: str | Path,  # holds one folder per class, with one `.txt` file per text
-    class_names: Sequence[str] = ("neg", "pos"),  # the class folders to read, in the order of their numbers; others are left alone
+    class_names: Sequence[str] = (
+        "neg",
+        "pos",
+    ),  # the class folders to read, in the order of their numbers; others are left alone
 ) -> tuple[list[Path], list[int]]:  # files and numbers of their classes; sorted by name within each class
     "Find labeled text files. Raises `FileNotFoundError` for a missing class folder, `ValueError` for an empty one."
     paths, labels = [], []
@@ -71,8 +75,10 @@ def find_text_files(
 
 def read_text(path: str | Path) -> str:
     "Content of a UTF-8 text file. Raises `ValueError` with the file's name when it is something else."
-    try: return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error: raise ValueError(f"cannot read {path}: not UTF-8 text (byte {error.start})") from None
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {path}: not UTF-8 text (byte {error.start})") from None
 
 
 def read_folder(
@@ -107,7 +113,8 @@ def count_words(
 ) -> Counter:  # word -> how often it occurs in all of them
     "Count the words of all texts."
     counts = Counter()
-    for text in texts: counts.update(tokenize(text))
+    for text in texts:
+        counts.update(tokenize(text))
     return counts
 
 # %% ../nbs/2_data/26_text.ipynb #3c29d346
@@ -125,7 +132,8 @@ class Vocabulary:
         self.words = ["<unk>", "<pad>", *words]  # number -> word
         self.numbers = {word: number for number, word in enumerate(self.words)}
         wrong = [word for word, count in Counter(self.words).items() if count > 1 or word.split() != [word]]
-        if wrong: raise ValueError(f"words must be different, not empty and without spaces; look at {wrong[:5]}")
+        if wrong:
+            raise ValueError(f"words must be different, not empty and without spaces; look at {wrong[:5]}")
 
     @classmethod
     def from_texts(
@@ -134,13 +142,17 @@ class Vocabulary:
         size: int = 10_000,  # at most so many numbers, the two special ones included
     ) -> "Vocabulary":
         "The most frequent words of some texts; equally frequent ones in alphabetical order. Raises `ValueError` for a size below 3."
-        if size < 3: raise ValueError(f"size must be at least 3 (unknown, padding and a word), not {size}")
+        if size < 3:
+            raise ValueError(f"size must be at least 3 (unknown, padding and a word), not {size}")
         counts = count_words(texts)
         return cls(sorted(counts, key=lambda word: (-counts[word], word))[:size - 2])
 
-    def __len__(self) -> int: return len(self.words)
-    def __contains__(self, word: str) -> bool: return word in self.numbers
-    def __repr__(self) -> str: return f"Vocabulary of {len(self)}: {', '.join(self.words[:8])}, ..."
+    def __len__(self) -> int:
+        return len(self.words)
+    def __contains__(self, word: str) -> bool:
+        return word in self.numbers
+    def __repr__(self) -> str:
+        return f"Vocabulary of {len(self)}: {', '.join(self.words[:8])}, ..."
 
     def encode(
         self,
@@ -175,8 +187,10 @@ class Vocabulary:
         words = read_text(path).removesuffix("\n").split("\n")
         if words[:2] != ["<unk>", "<pad>"]:
             raise ValueError(f"{path} is no vocabulary: its first lines are not <unk> and <pad>")
-        try: return cls(words[2:])
-        except ValueError as error: raise ValueError(f"{path} is no vocabulary: {error}") from None
+        try:
+            return cls(words[2:])
+        except ValueError as error:
+            raise ValueError(f"{path} is no vocabulary: {error}") from None
 
 # %% ../nbs/2_data/26_text.ipynb #b802fb0b
 def pad_left(
@@ -203,7 +217,8 @@ class TextDataset(torch.utils.data.Dataset):
         max_length: int = 200,  # words; of longer texts the last ones are kept
         classes: Sequence[str] = ("neg", "pos"),  # class names in the order of their numbers
     ):
-        if len(samples) != len(targets): raise ValueError(f"{len(samples)} texts but {len(targets)} labels")
+        if len(samples) != len(targets):
+            raise ValueError(f"{len(samples)} texts but {len(targets)} labels")
         if max_length < 1: raise ValueError(f"max_length must be at least 1, not {max_length}")
         self.samples, self.targets, self.vocabulary = samples, targets, vocabulary
         self.max_length, self.classes = max_length, list(classes)
@@ -219,7 +234,8 @@ class TextDataset(torch.utils.data.Dataset):
         "One sample per file. Raises as `find_text_files` does."
         return cls(*find_text_files(folder, classes), vocabulary, max_length, classes)
 
-    def __len__(self) -> int: return len(self.samples)
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
         sample = self.samples[i]
@@ -251,6 +267,7 @@ def _start_small(weight: torch.Tensor, padding_idx: int):
 
 class BagOfWordsClassifier(nn.Module):
     "Bag of words: the mean of the words' embeddings, then a linear layer. `X (N, L)` of word numbers to logits `(N, output_shape)`."
+
     def __init__(
         self,
         vocab_size: int,  # `len(vocabulary)`
@@ -276,7 +293,8 @@ def predict_text(
     max_length: int = 200,  # words kept of a longer text, as in training
 ) -> list[tuple[str, float]]:  # for each text the class and its probability
     "Classify texts, in evaluation mode (dropout off). Raises `ValueError` when given a single string instead of a list."
-    if isinstance(texts, str): raise ValueError("texts must be a list; put a single text in brackets: [text]")
+    if isinstance(texts, str):
+        raise ValueError("texts must be a list; put a single text in brackets: [text]")
     if not texts: return []
     was_training, device = model.training, next(model.parameters()).device
     dataset = TextDataset(texts, [0] * len(texts), vocabulary, max_length)

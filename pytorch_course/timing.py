@@ -25,14 +25,17 @@ from .training import Callback, Trainer
 # %% ../nbs/3_training/45_timing.ipynb #c074c294
 def _page_faults() -> int | None:
     "How often the system had to hand memory to this process so far; `None` where it does not say."
-    try: import resource  # not on Windows
-    except ImportError: return None
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _wait_for_device():
     "A GPU works on when Python goes on; its time belongs to whoever gave it the work."
-    if torch.accelerator.is_available(): torch.accelerator.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 @dataclass
@@ -60,14 +63,22 @@ class Timings:
             ratios = [a / b for a, b in zip(seconds, self.seconds[to], strict=True)]
             verdict = "faster" if max(ratios) < 1 else "slower" if min(ratios) > 1 else "noise"
             rows[name] = {
-                "first s": self.first[name], "median s": statistics.median(seconds), "ratio": statistics.median(ratios), "lowest": min(ratios),
-                "highest": max(ratios), "verdict": "" if name == to else verdict,
+                "first s": self.first[name],
+                "median s": statistics.median(seconds),
+                "ratio": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+                "verdict": "" if name == to else verdict,
                 "page faults": None if None in self.faults[name] else round(statistics.median(self.faults[name])),
-            }  # fmt: skip
+            }
         return pandas.DataFrame.from_dict(rows, orient="index").dropna(axis="columns", how="all")
 
     def __repr__(self) -> str:
-        digits = dict.fromkeys(("first s", "median s"), "{:.3f}") | dict.fromkeys(("ratio", "lowest", "highest"), "{:.2f}") | {"page faults": "{:,.0f}"}
+        digits = (
+            dict.fromkeys(("first s", "median s"), "{:.3f}")
+            | dict.fromkeys(("ratio", "lowest", "highest"), "{:.2f}")
+            | {"page faults": "{:,.0f}"}
+        )
         return self.table().to_string(formatters={column: shape.format for column, shape in digits.items()})
 
     def break_even(
@@ -89,7 +100,8 @@ def compare_timings(
 
     Raises `ValueError` when there is nothing to call.
     """
-    if not contenders or rounds < 1: raise ValueError(f"compare_timings needs contenders and at least 1 round, not {len(contenders)} and {rounds}")
+    if not contenders or rounds < 1:
+        raise ValueError(f"compare_timings needs contenders and at least 1 round, not {len(contenders)} and {rounds}")
     names = list(contenders)
     timings = Timings({}, {name: [] for name in names}, {name: [] for name in names})
     for number in range(rounds + 1):
@@ -100,7 +112,8 @@ def compare_timings(
             contenders[name]()
             _wait_for_device()
             seconds = time.perf_counter() - start
-            if number == 0: timings.first[name] = seconds
+            if number == 0:
+                timings.first[name] = seconds
             else:
                 timings.seconds[name].append(seconds)
                 timings.faults[name].append(None if faults is None else _page_faults() - faults)
@@ -125,42 +138,57 @@ class StepProfiler(Callback):
     def before_fit(self, trainer):
         self.seconds, self.steps, self.last = dict.fromkeys(self.parts, 0.0), -self.skip, None
         self.on_cpu = trainer.device.type == "cpu"
-        see_result = torch.compiler.disable(self._forward) if trainer.compiled else self._forward  # no part of the compiled program
+        see_result = (
+            torch.compiler.disable(self._forward) if trainer.compiled else self._forward
+        )  # no part of the compiled program
         self.hook = trainer.model.register_forward_hook(see_result)
 
-    def before_epoch(self, trainer): self.last = self._now()
+    def before_epoch(self, trainer):
+        self.last = self._now()
 
-    def before_batch(self, trainer): self._press("batch")
+    def before_batch(self, trainer):
+        self._press("batch")
 
     def _forward(self, model, inputs, output):
         if not model.training or self.last is None: return
         self._press("forward")
-        if torch.is_tensor(output) and output.requires_grad: output.register_hook(lambda gradient: self._press("loss and books"))
+        if torch.is_tensor(output) and output.requires_grad:
+            output.register_hook(lambda gradient: self._press("loss and books"))
 
-    def after_backward(self, trainer): self._press("backward")
+    def after_backward(self, trainer):
+        self._press("backward")
 
     def after_batch(self, trainer):
         self._press("backward" if trainer.hold else "optimizer")
         self.steps += 1
 
     def after_fit(self, trainer):
-        if self.hook: self.hook.remove()
+        if self.hook:
+            self.hook.remove()
 
     def _now(self) -> float:
-        if not self.on_cpu: torch.accelerator.synchronize()
+        if not self.on_cpu:
+            torch.accelerator.synchronize()
         return time.perf_counter()
 
     def _press(self, part: str):
         now = self._now()
-        if self.steps >= 0: self.seconds[part] += now - self.last
+        if self.steps >= 0:
+            self.seconds[part] += now - self.last
         self.last = now
 
     def table(self):  # a pandas DataFrame with a row for each part
         "Milliseconds a step, and the share of each part. Raises `ValueError` before there was a step to count."
         import pandas
-        if self.steps < 1: raise ValueError(f"no step to show: the first {self.skip} of a training are left out, and there were no more")
+        if self.steps < 1:
+            raise ValueError(
+                f"no step to show: the first {self.skip} of a training are left out, and there were no more"
+            )
         total = sum(self.seconds.values())
-        rows = {part: {"ms a step": 1000 * seconds / self.steps, "share": seconds / total} for part, seconds in self.seconds.items()}
+        rows = {
+            part: {"ms a step": 1000 * seconds / self.steps, "share": seconds / total}
+            for part, seconds in self.seconds.items()
+        }
         return pandas.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/3_training/45_timing.ipynb #1031558e
@@ -185,12 +213,15 @@ class QuickNet(nn.Module):
         super().__init__()
         width = hidden_units
         self.features = nn.Sequential(
-            _block(input_shape, width, pool=False, kernel_size=4, stride=2), _block(width, 2 * width, pool=True, kernel_size=3),
-            _block(2 * width, 4 * width, pool=True, kernel_size=3), _block(4 * width, 8 * width, pool=True, kernel_size=3),
-        )  # fmt: skip
+            _block(input_shape, width, pool=False, kernel_size=4, stride=2),
+            _block(width, 2 * width, pool=True, kernel_size=3),
+            _block(2 * width, 4 * width, pool=True, kernel_size=3),
+            _block(4 * width, 8 * width, pool=True, kernel_size=3),
+        )
         self.classifier = nn.Linear(8 * width, output_shape, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.classifier(self.features(x).amax(dim=(2, 3))) / 8
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).amax(dim=(2, 3))) / 8
 
 # %% ../nbs/3_training/45_timing.ipynb #76a01f55
 def train_cifar10_quickly(
@@ -208,12 +239,27 @@ def train_cifar10_quickly(
     "Train a `QuickNet` on pictures of 32 x 32 pixels by a recipe that was found for CIFAR-10 on two cores."
     torch.manual_seed(seed)
     transform = ImageTransform(image_size=32, mean=(0.5,), std=(0.25,))
-    *loaders, class_names = create_dataloaders(train_dir, test_dir, transform, batch_size, augment=RandomFlipCrop(padding=2))
+    *loaders, class_names = create_dataloaders(
+        train_dir, test_dir, transform, batch_size, augment=RandomFlipCrop(padding=2)
+    )
     model = QuickNet(output_shape=len(class_names))
-    weights, others = ([parameter for parameter in model.parameters() if (parameter.ndim > 1) == large] for large in (True, False))
-    optimizer = torch.optim.SGD([{"params": weights, "weight_decay": 5e-4}, {"params": others}], lr=lr, momentum=0.9, nesterov=True)
-    one_cycle = partial(OneCycleLR, max_lr=lr, total_steps=epochs * len(loaders[0]), pct_start=0.25, anneal_strategy="linear", cycle_momentum=False)
+    weights, others = (
+        [parameter for parameter in model.parameters() if (parameter.ndim > 1) == large] for large in (True, False)
+    )
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": 5e-4}, {"params": others}], lr=lr, momentum=0.9, nesterov=True
+    )
+    one_cycle = partial(
+        OneCycleLR,
+        max_lr=lr,
+        total_steps=epochs * len(loaders[0]),
+        pct_start=0.25,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
     loss_fn, schedule = nn.CrossEntropyLoss(label_smoothing=0.1), LRScheduler(one_cycle, per="batch")
-    trainer = Trainer(model, loss_fn, optimizer, callbacks=[schedule, *callbacks], precision=precision, progress=progress)
+    trainer = Trainer(
+        model, loss_fn, optimizer, callbacks=[schedule, *callbacks], precision=precision, progress=progress
+    )
     trainer.fit(epochs, *loaders, seed=seed)
     return trainer

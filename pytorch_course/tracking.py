@@ -16,9 +16,12 @@ from .training import Callback, Trainer
 # %% ../nbs/3_training/43_tracking.ipynb #0fc1a555
 def summary_writer() -> type:
     "The class `torch.utils.tensorboard.SummaryWriter`. Raises `ImportError` that says what to install."
-    try: from torch.utils.tensorboard import SummaryWriter  # here, because it is optional and takes a second to load
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # here, because it is optional and takes a second to load
     except ImportError as error:
-        raise ImportError('TensorBoard is not installed; install it with: pip install "tensorboard>=2.18,<3"') from error
+        raise ImportError(
+            'TensorBoard is not installed; install it with: pip install "tensorboard>=2.18,<3"'
+        ) from error
     return SummaryWriter
 
 # %% ../nbs/3_training/43_tracking.ipynb #f283c8df
@@ -36,7 +39,8 @@ def image_batch(
 def _new_writer(folder: Path, first: int):
     "A writer for the steps from `first` on; later ones in the folder become invalid."
     now = time.time()
-    if any(folder.glob(f"events.out.tfevents.{int(now):010d}.*")): time.sleep(1.01 - now % 1)  # files are read by name, which has the second in it
+    if any(folder.glob(f"events.out.tfevents.{int(now):010d}.*")):
+        time.sleep(1.01 - now % 1)  # files are read by name, which has the second in it
     return summary_writer()(str(folder), purge_step=first)
 
 
@@ -46,18 +50,21 @@ class TensorBoard(Callback):
     Numbers have the epoch as their step; training again in the same folder replaces the epochs that come again. Only the first `fit`
     records the graph. Raises `ImportError` when TensorBoard is missing.
     """
+
     def __init__(
         self,
         log_dir: str | Path,  # a folder of its own for each training, for example "runs/small_steps"
         *,
         images: bool = True,  # a grid of the first batch of each `fit`, if it is pictures
         graph: bool = True,  # the graph of the model
-        hyperparameters: dict[str, object] | None = None,  # settings by name, shown with the final numbers; other types become text
+        hyperparameters: dict[str, object]
+        | None = None,  # settings by name, shown with the final numbers; other types become text
     ):
         summary_writer()  # better to fail now than after an epoch
         self.log_dir, self.images, self.graph = Path(log_dir), images, graph
         self.hyperparameters = {
-            name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in (hyperparameters or {}).items()
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in (hyperparameters or {}).items()
         }
         self.writers, self.lr = {}, None
 
@@ -72,21 +79,28 @@ class TensorBoard(Callback):
         if not self.fresh: return
         self.fresh, X = False, trainer.batch[0]
         pictures = image_batch(X) if self.images else None
-        if pictures is not None: self.writers[""].add_images("samples", pictures, len(trainer.history) + 1)
-        if self.graph: self._add_graph(trainer, X)
+        if pictures is not None:
+            self.writers[""].add_images("samples", pictures, len(trainer.history) + 1)
+        if self.graph:
+            self._add_graph(trainer, X)
         self.graph = False
 
-    def after_backward(self, trainer): self.lr = float(trainer.optimizer.param_groups[0]["lr"])
+    def after_backward(self, trainer):
+        self.lr = float(trainer.optimizer.param_groups[0]["lr"])
 
     def after_epoch(self, trainer):
         row = dict(trainer.history[-1])
         epoch = row.pop("epoch")
         for name, number in row.items():
             split, _, metric = name.partition("_")
-            if split in self.writers: self.writers[split].add_scalar(metric, number, epoch)
-            else: self.writers[""].add_scalar(name, number, epoch)
-        if self.lr is not None: self.writers[""].add_scalar("learning_rate", self.lr, epoch)
-        for writer in self.writers.values(): writer.flush()  # so that it can be seen at once
+            if split in self.writers:
+                self.writers[split].add_scalar(metric, number, epoch)
+            else:
+                self.writers[""].add_scalar(name, number, epoch)
+        if self.lr is not None:
+            self.writers[""].add_scalar("learning_rate", self.lr, epoch)
+        for writer in self.writers.values():
+            writer.flush()  # so that it can be seen at once
 
     def after_fit(self, trainer):
         if self.writers and self.hyperparameters and trainer.history:
@@ -98,20 +112,28 @@ class TensorBoard(Callback):
     def _add_settings(self, final: dict[str, float], epoch: int):
         "As `SummaryWriter.add_hparams`, which would make a folder named after the time, and a second file."
         from torch.utils.tensorboard.summary import hparams
-        for record in hparams(self.hyperparameters, final): self.writers[""].file_writer.add_summary(record)
-        for name, number in final.items(): self.writers[""].add_scalar(name, number, epoch)
+        for record in hparams(self.hyperparameters, final):
+            self.writers[""].file_writer.add_summary(record)
+        for name, number in final.items():
+            self.writers[""].add_scalar(name, number, epoch)
 
     def _add_graph(self, trainer: Trainer, X):
         "Record the model; some cannot be recorded, which is no reason to stop."
         try:
-            with warnings.catch_warnings():  # PyTorch's own `add_graph` uses `torch.jit.trace`, which it calls deprecated
+            with (
+                warnings.catch_warnings()
+            ):  # PyTorch's own `add_graph` uses `torch.jit.trace`, which it calls deprecated
                 warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
                 warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
                 self.writers[""].add_graph(trainer.model, X)
         except Exception as error:  # tracing runs the model's own code, which may fail in any way
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            warnings.warn(f"the graph of {type(trainer.model).__name__} could not be recorded ({reason[0]}); graph=False avoids the attempt", stacklevel=2)
+            warnings.warn(
+                f"the graph of {type(trainer.model).__name__} could not be recorded ({reason[0]}); graph=False avoids the attempt",
+                stacklevel=2,
+            )
 
     def _close(self):
-        for writer in self.writers.values(): writer.close()
+        for writer in self.writers.values():
+            writer.close()
         self.writers = {}

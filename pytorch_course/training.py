@@ -27,8 +27,22 @@ from .checkpoints import CheckpointManager, ResumeWarning, GracefulShutdown
 from .checkpoint_files import load_checkpoint
 from .files import progress_bar_options
 from .images import subplots
-from .performance import AsyncScalar, prefetch_to_device, compile_model, keep_freed_memory, match_memory_format, autocast_and_scaler, prefers_channels_last, to_device
-from .reproducibility import SeededDataLoader, derive_seed, explain_worker_errors, seed_generators
+from pytorch_course.performance import (
+    AsyncScalar,
+    prefetch_to_device,
+    compile_model,
+    keep_freed_memory,
+    match_memory_format,
+    autocast_and_scaler,
+    prefers_channels_last,
+    to_device,
+)
+from pytorch_course.reproducibility import (
+    SeededDataLoader,
+    derive_seed,
+    explain_worker_errors,
+    seed_generators,
+)
 from .weights_files import to_plain_values
 
 # %% ../nbs/04_training.ipynb #7bba91d7
@@ -37,7 +51,8 @@ def accuracy(
     y: torch.Tensor,  # class numbers `(N,)`, of an integer type
 ) -> torch.Tensor:  # share of right answers in 0..1, `()`, on the device of the logits; NaN if `y` are not class numbers
     "Share of samples whose highest score is the right class."
-    if y.is_floating_point() or logits.ndim != y.ndim + 1: return torch.full((), math.nan, device=logits.device)
+    if y.is_floating_point() or logits.ndim != y.ndim + 1:
+        return torch.full((), math.nan, device=logits.device)
     return (logits.argmax(dim=1) == y).float().mean()
 
 
@@ -51,13 +66,17 @@ def binary_accuracy(
 
 def mean_absolute_error(predictions: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Mean distance of predictions and labels, in the unit of the labels. Raises `ValueError` when their shapes differ."
-    if predictions.shape != y.shape: raise ValueError(f"predictions {tuple(predictions.shape)} and labels {tuple(y.shape)} must have the same shape")
+    if predictions.shape != y.shape:
+        raise ValueError(
+            f"predictions {tuple(predictions.shape)} and labels {tuple(y.shape)} must have the same shape"
+        )
     return (predictions - y).abs().mean()
 
 
 @dataclass(frozen=True)
 class TopKAccuracy:
     "Share of samples whose right class is among the `k` highest scores, for example `metrics={'top3': TopKAccuracy(3)}`."
+
     k: int = 5  # at most the number of classes
 
     def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -68,74 +87,118 @@ def default_metrics(
     loss_fn: Callable,  # decides what makes sense
 ) -> dict[str, Callable]:  # name -> metric
     "Accuracy for classes (`CrossEntropyLoss`, `NLLLoss`) and for yes or no (`BCEWithLogitsLoss`), nothing for other losses."
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss_fn in (F.cross_entropy, F.nll_loss): return {"acc": accuracy}
-    if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)) or loss_fn in (
+        F.cross_entropy,
+        F.nll_loss,
+    ):
+        return {"acc": accuracy}
+    if isinstance(loss_fn, nn.BCEWithLogitsLoss) or loss_fn is F.binary_cross_entropy_with_logits:
+        return {"acc": binary_accuracy}
     return {}
 
 # %% ../nbs/04_training.ipynb #194c8277
 class EpochMeter:
     "Loss and metrics over an epoch, weighted by samples; nothing leaves the device before `means`."
     def __init__(self, metrics: dict[str, Callable]):
-        self.objects = {name: metric for name, metric in metrics.items() if hasattr(metric, "compute")}
-        self.functions = {name: metric for name, metric in metrics.items() if name not in self.objects}
-        counts = all(metric in (accuracy, binary_accuracy) or isinstance(metric, TopKAccuracy) for metric in self.functions.values())
-        self.group = 128 if counts else 1  # shares of right answers are the same to the last bit, measured one by one or in groups
+        self.objects = {
+            name: metric for name, metric in metrics.items() if hasattr(metric, "compute")
+        }
+        self.functions = {
+            name: metric for name, metric in metrics.items() if name not in self.objects
+        }
+        counts = all(
+            metric in (accuracy, binary_accuracy) or isinstance(metric, TopKAccuracy)
+            for metric in self.functions.values()
+        )
+        self.group = (
+            128 if counts else 1
+        )  # shares of right answers are the same to the last bit, measured one by one or in groups
         self.losses, self.sizes, self.waiting, self.numbers, self.moved = [], [], [], [], False
-        for metric in self.objects.values(): metric.reset()
+        for metric in self.objects.values():
+            metric.reset()
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, y: torch.Tensor):
         "Note one batch."
         logits = logits.detach()
-        if not self.moved: self._move(logits.device)
+        if not self.moved:
+            self._move(logits.device)
         self.losses.append(loss.detach().float())
         self.sizes.append(len(y))
         if self.functions:
             waits = self.group > 1 and logits.numel() <= 10_000
-            self.waiting.append((logits.clone(), y.clone()) if waits else (logits, y))  # copies, as their memory may be used again
-            if not waits or len(self.waiting) >= self.group or len(self.sizes) == 1: self._measure()
-        for metric in self.objects.values(): metric.update(logits, y)
+            self.waiting.append(
+                (logits.clone(), y.clone()) if waits else (logits, y)
+            )  # copies, as their memory may be used again
+            if not waits or len(self.waiting) >= self.group or len(self.sizes) == 1:
+                self._measure()
+        for metric in self.objects.values():
+            metric.update(logits, y)
 
     def _measure(self):
         "Metrics of the batches that wait: a column for each metric."
         columns, (logits, y) = [], zip(*self.waiting)
         in_one = len(self.waiting) > 1 and len({(a.shape, b.shape) for a, b in self.waiting}) == 1
         for metric in self.functions.values():
-            columns.append(torch.vmap(metric)(torch.stack(logits), torch.stack(y)) if in_one else torch.stack([metric(*batch).float() for batch in self.waiting]))
+            columns.append(
+                torch.vmap(metric)(torch.stack(logits), torch.stack(y))
+                if in_one
+                else torch.stack([metric(*batch).float() for batch in self.waiting])
+            )
         self.numbers.append(torch.stack(columns, dim=1))
         self.waiting = []
 
     def _move(self, device: torch.device):
         "What was noted before, in a training that is resumed, and the metric objects go to where the batches are."
-        self.losses, self.numbers, self.moved = [loss.to(device) for loss in self.losses], [part.to(device) for part in self.numbers], True
-        for metric in self.objects.values(): getattr(metric, "to", lambda device: None)(device)
+        self.losses, self.numbers, self.moved = (
+            [loss.to(device) for loss in self.losses],
+            [part.to(device) for part in self.numbers],
+            True,
+        )
+        for metric in self.objects.values():
+            getattr(metric, "to", lambda device: None)(device)
 
     def state_dict(self) -> dict:
         "The books so far, as tensors and plain values."
-        for metric in self.objects.values(): getattr(metric, "persistent", lambda mode: None)(True)  # torchmetrics keeps its state to itself otherwise
-        objects = {name: metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric)) for name, metric in self.objects.items()}
+        for metric in self.objects.values():
+            getattr(metric, "persistent", lambda mode: None)(
+                True
+            )  # torchmetrics keeps its state to itself otherwise
+        objects = {
+            name: metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
+            for name, metric in self.objects.items()
+        }
         return {"rows": self.table(), "sizes": self.sizes, "objects": objects}
 
     def load_state_dict(self, state: dict):
         "Go on where the books were closed."
         self.losses, self.sizes = list(state["rows"][:, 0].unbind()), list(state["sizes"])
-        if self.functions: self.numbers = [state["rows"][:, 1:]]
+        if self.functions:
+            self.numbers = [state["rows"][:, 1:]]
         for name, metric in self.objects.items():
-            if hasattr(metric, "load_state_dict"): metric.load_state_dict(state["objects"][name])
-            else: vars(metric).update(state["objects"][name])
+            if hasattr(metric, "load_state_dict"):
+                metric.load_state_dict(state["objects"][name])
+            else:
+                vars(metric).update(state["objects"][name])
 
     def table(self) -> torch.Tensor:
         "A row for every step so far, with its loss and metrics, `float32 (steps, 1 + metrics)`."
-        if self.waiting: self._measure()
+        if self.waiting:
+            self._measure()
         if not self.losses: return torch.zeros(0, 1 + len(self.functions))
         numbers = [torch.cat(self.numbers)] if self.numbers else []
         return torch.cat([torch.stack(self.losses).unsqueeze(1), *numbers], dim=1)
 
     def means(self) -> dict[str, float]:
         "`{'loss': ..., <metric>: ...}`. Raises `ValueError` when there was no batch."
-        if not self.sizes: raise ValueError("the dataloader gave no batch; is the data set empty, or smaller than one batch with drop_last?")
+        if not self.sizes:
+            raise ValueError(
+                "the dataloader gave no batch; is the data set empty, or smaller than one batch with drop_last?"
+            )
         sizes = torch.tensor(self.sizes, dtype=torch.float64)
         means = (sizes @ self.table().cpu().double() / sizes.sum()).tolist()
-        return dict(zip(("loss", *self.functions), means)) | {name: float(metric.compute()) for name, metric in self.objects.items()}
+        return dict(zip(("loss", *self.functions), means)) | {
+            name: float(metric.compute()) for name, metric in self.objects.items()
+        }
 
 # %% ../nbs/04_training.ipynb #e819b5fd
 def run_epoch(
@@ -144,7 +207,8 @@ def run_epoch(
     device: str | torch.device,  # batches are moved there
     meter: EpochMeter,  # keeps the books
     step: Callable,  # `step(X, y) -> (loss, logits)`
-    update: Callable | None = None,  # `update(loss)` changes the weights; `None`: measure without gradients
+    update: Callable
+    | None = None,  # `update(loss)` changes the weights; `None`: measure without gradients
 ) -> dict[str, float]:  # means over all samples, `{"loss": ..., <metric>: ...}`
     "The one loop: training and testing both run through it."
     model.train(update is not None)
@@ -152,7 +216,8 @@ def run_epoch(
         for X, y in prefetch_to_device(dataloader, device):
             loss, logits = step(X, y)
             meter.add(loss, logits, y)
-            if update: update(loss)
+            if update:
+                update(loss)
     return meter.means()
 
 # %% ../nbs/04_training.ipynb #d010b9cc
@@ -162,7 +227,9 @@ def train_step(
     loss_fn: Callable,  # `loss_fn(logits, y)`, a mean over the batch
     optimizer: torch.optim.Optimizer,  # of the model's parameters
     device: str | torch.device,  # batches are moved there
-) -> tuple[float, float]:  # `(loss, accuracy)`, means over all samples, taken while the weights were changing; NaN where there is no accuracy
+) -> tuple[
+    float, float
+]:  # `(loss, accuracy)`, means over all samples, taken while the weights were changing; NaN where there is no accuracy
     "Train for one epoch."
     def step(X, y):
         logits = model(X)  # 1. forward
@@ -182,7 +249,9 @@ def test_step(
     dataloader: DataLoader,  # batches `(X, y)`
     loss_fn: Callable,  # `loss_fn(logits, y)`, a mean over the batch
     device: str | torch.device,  # batches are moved there
-) -> tuple[float, float]:  # `(loss, accuracy)`, means over all samples; NaN where there is no accuracy
+) -> tuple[
+    float, float
+]:  # `(loss, accuracy)`, means over all samples; NaN where there is no accuracy
     "Measure a model without changing it; it stays in evaluation mode."
     def step(X, y):
         logits = model(X)
@@ -208,41 +277,77 @@ class Callback:
         "Called after `before_fit`, and in the middle of an epoch after `before_epoch`, when a training is resumed."
         vars(self).update(state)
 
-    def before_fit(self, trainer): "Training begins, or is resumed; `trainer.epochs`, `trainer.steps` and `trainer.history` are known."
-    def before_epoch(self, trainer): "An epoch of training begins; `trainer.train_dataloader` is what it will go through."
-    def before_batch(self, trainer): "`trainer.batch` is `(X, y)`, on the device; may be replaced."
-    def after_backward(self, trainer): "The gradients are there, the weights have not moved yet."
-    def after_batch(self, trainer): "The weights have moved; `trainer.steps` counts the batches so far."
-    def after_epoch(self, trainer): "Training and validation are done; `trainer.history[-1]` holds the numbers."
-    def after_fit(self, trainer): "Training has ended, also when it ended early or with an error."
+    def before_fit(self, trainer):
+        "Training begins, or is resumed; `trainer.epochs`, `trainer.steps` and `trainer.history` are known."
+
+    def before_epoch(self, trainer):
+        "An epoch of training begins; `trainer.train_dataloader` is what it will go through."
+    def before_batch(self, trainer):
+        "`trainer.batch` is `(X, y)`, on the device; may be replaced."
+    def after_backward(self, trainer):
+        "The gradients are there, the weights have not moved yet."
+    def after_batch(self, trainer):
+        "The weights have moved; `trainer.steps` counts the batches so far."
+    def after_epoch(self, trainer):
+        "Training and validation are done; `trainer.history[-1]` holds the numbers."
+    def after_fit(self, trainer):
+        "Training has ended, also when it ended early or with an error."
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         hooks = [name for name in vars(Callback) if name.startswith(("before_", "after_"))]
         for name in vars(cls):
             if name.startswith(("before_", "after_")) and name not in hooks:
-                raise TypeError(f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}")
+                raise TypeError(
+                    f"{cls.__name__}.{name} is no hook and would never be called; the hooks are {', '.join(hooks)}"
+                )
 
 # %% ../nbs/04_training.ipynb #ad228563
 def _process_number() -> tuple[int, int]:
     "Number of this process and how many there are, when several train together."
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
 
 
 def _describe_data(loader) -> dict:
     "What must not change between two parts of a training: numbers, class names, and a checksum of the names of files."
-    dataset, length = getattr(loader, "dataset", None), lambda thing: len(thing) if hasattr(thing, "__len__") else None
-    try: batches = length(loader)
-    except TypeError: batches = None  # its samples are not numbered
-    classes, samples, root = (getattr(dataset, name, None) for name in ("classes", "samples", "root"))
-    names = "\n".join(str(sample[0]).removeprefix(str(root)) for sample in samples) if root and isinstance(samples, list) else ""
+    dataset, length = (
+        getattr(loader, "dataset", None),
+        lambda thing: len(thing) if hasattr(thing, "__len__") else None,
+    )
+    try:
+        batches = length(loader)
+    except TypeError:
+        batches = None  # its samples are not numbered
+    classes, samples, root = (
+        getattr(dataset, name, None) for name in ("classes", "samples", "root")
+    )
+    names = (
+        "\n".join(str(sample[0]).removeprefix(str(root)) for sample in samples)
+        if root and isinstance(samples, list)
+        else ""
+    )
     return {
-        "samples": length(dataset), "batches": batches, "batch size": getattr(loader, "batch_size", None), "file names": zlib.crc32(names.encode()),
+        "samples": length(dataset),
+        "batches": batches,
+        "batch size": getattr(loader, "batch_size", None),
+        "file names": zlib.crc32(names.encode()),
         "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None,
-    }  # fmt: skip
+    }
 
 
-_COUNTERS = ("seed", "epochs_done", "batches_done", "steps", "stop", "history", "trained")  # attributes of the trainer
+_COUNTERS = (
+    "seed",
+    "epochs_done",
+    "batches_done",
+    "steps",
+    "stop",
+    "history",
+    "trained",
+)  # attributes of the trainer
 
 
 class _Keeper:
@@ -253,37 +358,77 @@ class _Keeper:
         self.folder.prepare(resume)
         self.found = self.folder.newest() if resume else None
         self.data = _describe_data(trainer.train_dataloader)
-        if self.found: self._check_same(self.found[1])
-        elif resume and trainer.progress: print(f"no checkpoint in {self.folder.folder} yet: training begins at the beginning", flush=True)
+        if self.found:
+            self._check_same(self.found[1])
+        elif resume and trainer.progress:
+            print(
+                f"no checkpoint in {self.folder.folder} yet: training begins at the beginning",
+                flush=True,
+            )
 
     def _machine(self) -> dict:
         "What the last digits depend on."
         return {
-            "torch": str(torch.__version__), "threads": torch.get_num_threads(), "device": self.trainer.device.type,
-            "processor": torch.backends.cpu.get_cpu_capability(), "processes": _process_number()[1],
-            **{name: getattr(self.trainer, name) for name in ("precision", "channels_last", "compiled")},
-        }  # fmt: skip
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
+            "device": self.trainer.device.type,
+            "processor": torch.backends.cpu.get_cpu_capability(),
+            "processes": _process_number()[1],
+            **{
+                name: getattr(self.trainer, name)
+                for name in ("precision", "channels_last", "compiled")
+            },
+        }
 
     def _check_same(self, values: dict):
         path, then, now = self.found[0], values["data"], self.data
-        if then["classes"] != now["classes"]: raise ValueError(f"{path} is from a training on the classes {then['classes']}; the data have {now['classes']}")
+        if then["classes"] != now["classes"]:
+            raise ValueError(
+                f"{path} is from a training on the classes {then['classes']}; the data have {now['classes']}"
+            )
         if then != now:
-            change = f"the data have changed since {path} was saved: " + ", ".join(f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name])
-            if values["batches_done"]: raise ValueError(f"{change}; in the middle of an epoch that cannot be resumed")
-            warnings.warn(f"{change}; training goes on, but not as it would have done", ResumeWarning, stacklevel=5)
-        before = {"precision": "fp32", "channels_last": False, "compiled": False} | values["machine"]
-        if before["precision"] != self.trainer.precision: raise ValueError(f"{path} is from a training with precision {before['precision']}, not {self.trainer.precision}")
-        if not self.trainer.settled and not before["channels_last"]: self.trainer._use_format(channels_last=False)
+            change = f"the data have changed since {path} was saved: " + ", ".join(
+                f"{name} {then[name]}, now {now[name]}" for name in now if now[name] != then[name]
+            )
+            if values["batches_done"]:
+                raise ValueError(f"{change}; in the middle of an epoch that cannot be resumed")
+            warnings.warn(
+                f"{change}; training goes on, but not as it would have done",
+                ResumeWarning,
+                stacklevel=5,
+            )
+        before = {"precision": "fp32", "channels_last": False, "compiled": False} | values[
+            "machine"
+        ]
+        if before["precision"] != self.trainer.precision:
+            raise ValueError(
+                f"{path} is from a training with precision {before['precision']}, not {self.trainer.precision}"
+            )
+        if not self.trainer.settled and not before["channels_last"]:
+            self.trainer._use_format(channels_last=False)
         machine = self._machine()
-        changes = [f"{name} {before.get(name)}, now {machine[name]}" for name in machine if before.get(name) != machine[name]]
-        if changes: warnings.warn(f"saved with {'; '.join(changes)}: the last digits may differ from those of an uninterrupted training", ResumeWarning, stacklevel=5)
-        if self.trainer.seed not in (None, values["seed"]): raise ValueError(f"{path} is from a training with seed {values['seed']}, not {self.trainer.seed}")
+        changes = [
+            f"{name} {before.get(name)}, now {machine[name]}"
+            for name in machine
+            if before.get(name) != machine[name]
+        ]
+        if changes:
+            warnings.warn(
+                f"saved with {'; '.join(changes)}: the last digits may differ from those of an uninterrupted training",
+                ResumeWarning,
+                stacklevel=5,
+            )
+        if self.trainer.seed not in (None, values["seed"]):
+            raise ValueError(
+                f"{path} is from a training with seed {values['seed']}, not {self.trainer.seed}"
+            )
 
     def _content(self) -> dict:
         "Everything with a state, by name."
         trainer = self.trainer
         models, others = {"model": trainer.model}, {"scaler": trainer.scaler}
-        if isinstance(trainer.loss_fn, nn.Module) and trainer.loss_fn.state_dict(): models["loss"] = trainer.loss_fn
+        if isinstance(trainer.loss_fn, nn.Module) and trainer.loss_fn.state_dict():
+            models["loss"] = trainer.loss_fn
         for callback in trainer.callbacks:
             if not callback.remembers and type(callback).state_dict is Callback.state_dict: continue
             name = type(callback).__name__
@@ -293,53 +438,83 @@ class _Keeper:
     def check_content(self):
         "Better now than at the first checkpoint: can everything be saved, and are the callbacks those of the checkpoint?"
         content, trainer = self._content(), self.trainer
-        for name, thing in content["schedulers"].items(): to_plain_values(thing.state_dict(), name)
-        for name, metric in EpochMeter(trainer.metrics).state_dict()["objects"].items(): to_plain_values(metric, f"metric {name}")
+        for name, thing in content["schedulers"].items():
+            to_plain_values(thing.state_dict(), name)
+        for name, metric in EpochMeter(trainer.metrics).state_dict()["objects"].items():
+            to_plain_values(metric, f"metric {name}")
         names = sorted(content["schedulers"].keys() - {"scaler"})
         if self.found and names != self.found[1]["callbacks"]:
-            raise ValueError(f"the callbacks differ: {self.found[0]} was saved with {', '.join(self.found[1]['callbacks']) or 'none'}, now there are {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"the callbacks differ: {self.found[0]} was saved with {', '.join(self.found[1]['callbacks']) or 'none'}, now there are {', '.join(names) or 'none'}"
+            )
 
     def restore_counters(self):
         "Before the first hook: where the training stands."
         if not self.found: return
         path, values = self.found
-        for name in _COUNTERS: setattr(self.trainer, name, values[name])
-        if self.trainer.progress: print(f"resumed from {path.name}: {values['epochs_done']} epochs and {values['batches_done']} batches were done", flush=True)
+        for name in _COUNTERS:
+            setattr(self.trainer, name, values[name])
+        if self.trainer.progress:
+            print(
+                f"resumed from {path.name}: {values['epochs_done']} epochs and {values['batches_done']} batches were done",
+                flush=True,
+            )
 
     def restore_content(self):
         "After the first hooks, which prepare schedules and the like: weights, optimizer, callbacks."
         if not self.found: return
         load_checkpoint(self.found[0], **self._content())
         match_memory_format(self.trainer.optimizer)
-        for name, parameter in self.trainer.model.named_parameters(): parameter.requires_grad_(name not in self.found[1]["frozen"])
+        for name, parameter in self.trainer.model.named_parameters():
+            parameter.requires_grad_(name not in self.found[1]["frozen"])
         self.trainer.books_before, self.found = self.found[1]["books"], None
 
     def save(self) -> str:
         "Save now, if this is the first process."
         trainer = self.trainer
         values, content = {name: getattr(trainer, name) for name in _COUNTERS}, self._content()
-        values |= {"data": self.data, "machine": self._machine(), "callbacks": sorted(content["schedulers"].keys() - {"scaler"})}
-        values["frozen"] = [name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad]
-        values["books"] = trainer.books.state_dict() if trainer.batches_done and not trainer.trained else None
-        if _process_number()[0] == 0: self.folder.save(trainer.steps, **content, values=values)
+        values |= {
+            "data": self.data,
+            "machine": self._machine(),
+            "callbacks": sorted(content["schedulers"].keys() - {"scaler"}),
+        }
+        values["frozen"] = [
+            name
+            for name, parameter in trainer.model.named_parameters()
+            if not parameter.requires_grad
+        ]
+        values["books"] = (
+            trainer.books.state_dict() if trainer.batches_done and not trainer.trained else None
+        )
+        if _process_number()[0] == 0:
+            self.folder.save(trainer.steps, **content, values=values)
         return str(self.folder.folder)
 
     def after_step(self):
         "Obey a signal, or save when it is time."
-        if self.signals.received: self.leave()
-        elif self.folder.due(self.trainer.steps): self.save()
+        if self.signals.received:
+            self.leave()
+        elif self.folder.due(self.trainer.steps):
+            self.save()
 
     def after_epoch(self, last: bool):
         "Save at the end of an epoch when it is time, and always at the end of the training."
-        if self.signals.received: self.leave()
-        elif last or self.folder.due(self.trainer.steps, end_of_epoch=True): self.save()
+        if self.signals.received:
+            self.leave()
+        elif last or self.folder.due(self.trainer.steps, end_of_epoch=True):
+            self.save()
 
     def leave(self):
         where = self.save()
         self.signals.leave(f"stopped after step {self.trainer.steps}, saved in {where}")
 
 
-_STEPS, _CALLBACKS, _VALIDATION, _VALIDATION_STEPS = 3, 4, 5, 6  # what a seed is needed for, besides order (1) and samples (2)
+_STEPS, _CALLBACKS, _VALIDATION, _VALIDATION_STEPS = (
+    3,
+    4,
+    5,
+    6,
+)  # what a seed is needed for, besides order (1) and samples (2)
 
 
 class Trainer:
@@ -353,27 +528,41 @@ class Trainer:
         self,
         model: nn.Module,  # moved to `device`
         loss_fn: Callable,  # `loss_fn(logits, y)`, a mean over the batch
-        optimizer: torch.optim.Optimizer | None = None,  # of the model's parameters; not needed for evaluation
-        metrics: dict[str, Callable] | None = None,  # name -> `metric(logits, y)` or torchmetrics object; `None`: what suits the loss
+        optimizer: torch.optim.Optimizer
+        | None = None,  # of the model's parameters; not needed for evaluation
+        metrics: dict[str, Callable]
+        | None = None,  # name -> `metric(logits, y)` or torchmetrics object; `None`: what suits the loss
         *,
         device: str | torch.device | None = None,  # `None`: where the model is
         callbacks: Iterable[Callback] = (),  # called in this order
-        silence: Collection[str] = (),  # findings of `pytorch_course.checks` that you do not want to hear of, for example `("unshuffled",)`
+        silence: Collection[
+            str
+        ] = (),  # findings of `pytorch_course.checks` that you do not want to hear of, for example `("unshuffled",)`
         progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
         precision: str = "fp32",  # or `"bf16"`, `"fp16"`: most of the computation in 16 bits; weights stay in 32
-        channels_last: bool | None = None,  # order of the pixels in memory; `None`: what is faster; `False`: the plain loop's results to the last bit
+        channels_last: bool
+        | None = None,  # order of the pixels in memory; `None`: what is faster; `False`: the plain loop's results to the last bit
         compile: bool = False,  # translate the model into a program of its own at its first step; pays for long trainings
     ):
-        if optimizer is not None: checks.check_optimizer(model, optimizer, silence)
+        if optimizer is not None:
+            checks.check_optimizer(model, optimizer, silence)
         self.silence = silence
         self.device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
         self.model, self.loss_fn, self.optimizer = model.to(self.device), loss_fn, optimizer
         self.precision, self.compiled = precision, compile
         self.autocast, self.scaler = autocast_and_scaler(precision, self.device)
-        self.channels_last = prefers_channels_last(model, self.device, precision) if channels_last is None else channels_last
-        self.settled = channels_last is not None or not self.channels_last  # nobody has asked for it: so it must not break the model
-        if self.channels_last or channels_last is False: self._use_format(self.channels_last)
-        if compile: compile_model(model, self.device)
+        self.channels_last = (
+            prefers_channels_last(model, self.device, precision)
+            if channels_last is None
+            else channels_last
+        )
+        self.settled = (
+            channels_last is not None or not self.channels_last
+        )  # nobody has asked for it: so it must not break the model
+        if self.channels_last or channels_last is False:
+            self._use_format(self.channels_last)
+        if compile:
+            compile_model(model, self.device)
         self.metrics = default_metrics(loss_fn) if metrics is None else dict(metrics)
         self.callbacks, self.progress = list(callbacks), progress
         self.history, self.steps, self.stop, self.hold = [], 0, False, False
@@ -384,7 +573,8 @@ class Trainer:
 
     def call(self, hook: str):
         "Call one hook of every callback."
-        for callback in self.callbacks: getattr(callback, hook)(self)
+        for callback in self.callbacks:
+            getattr(callback, hook)(self)
 
     def step(self, X, y) -> tuple[torch.Tensor, torch.Tensor]:
         "Override point: `(loss, logits)` of one batch."
@@ -395,47 +585,75 @@ class Trainer:
         self.batch, self.hold = (X, y), False
         self._reseed(_CALLBACKS, 0, self.steps)
         self.call("before_batch")
-        if self.seed is not None: self._reseed(_STEPS, self.steps, _process_number()[0])  # whatever the callbacks have drawn
+        if self.seed is not None:
+            self._reseed(
+                _STEPS, self.steps, _process_number()[0]
+            )  # whatever the callbacks have drawn
         return self._first_step(*self.batch) if self.steps == 0 else self._step(*self.batch)
 
     def _reseed(self, *numbers: int):
-        if self.seed is not None: seed_generators(derive_seed(self.seed, *numbers))
+        if self.seed is not None:
+            seed_generators(derive_seed(self.seed, *numbers))
 
     def _step(self, X, y):
-        if not self.settled: self._settle(X)
-        with self.autocast(): return self.step(X, y)
+        if not self.settled:
+            self._settle(X)
+        with self.autocast():
+            return self.step(X, y)
 
     def _use_format(self, channels_last: bool):
         self.settled, self.channels_last = self.settled or not channels_last, channels_last
-        with torch.inference_mode(False): self.model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        if self.optimizer is not None: match_memory_format(self.optimizer)
+        with torch.inference_mode(False):
+            self.model.to(
+                memory_format=torch.channels_last if channels_last else torch.contiguous_format
+            )
+        if self.optimizer is not None:
+            match_memory_format(self.optimizer)
 
     def _settle(self, X):
         "Try channels last on a batch; a model that calls `view` on pictures gets the usual order back."
         self.settled, devices = True, [self.device] if self.device.type == "cuda" else []
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices), checks.evaluation_mode(self.model), self.autocast():
-            try: self.model(X)
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.random.fork_rng(devices),
+            checks.evaluation_mode(self.model),
+            self.autocast(),
+        ):
+            try:
+                self.model(X)
             except Exception as error:  # others will come again at the first step, and be explained there
                 if "view size is not compatible" not in str(error): return
                 self._use_format(channels_last=False)
-                warnings.warn("the model calls `view` on pictures, which channels last does not allow; it is trained in the usual format, "
-                              "which is slower. To be faster: use `flatten` or `reshape` instead", stacklevel=2)  # fmt: skip
+                warnings.warn(
+                    "the model calls `view` on pictures, which channels last does not allow; it is trained in the usual format, "
+                    "which is slower. To be faster: use `flatten` or `reshape` instead",
+                    stacklevel=2,
+                )
 
     def _first_step(self, X, y):
         "The first batch is looked at closely; what is wrong with it is said before PyTorch stumbles over it."
         checks.check_batch(self.model, X, y, self.silence)
-        try: loss, logits = self._step(X, y)
+        try:
+            loss, logits = self._step(X, y)
         except (RuntimeError, ValueError, IndexError):
-            with checks.evaluation_mode(self.model), torch.no_grad(): checks.check_outputs(self.model(X), y, self.loss_fn, self.silence)
+            with checks.evaluation_mode(self.model), torch.no_grad():
+                checks.check_outputs(self.model(X), y, self.loss_fn, self.silence)
             raise
         checks.check_outputs(logits, y, self.loss_fn, self.silence)
-        checks.check_num_classes(logits, getattr(self.train_dataloader, "dataset", None), self.silence)
+        checks.check_num_classes(
+            logits, getattr(self.train_dataloader, "dataset", None), self.silence
+        )
         return loss, logits
 
     def _update(self, loss):
-        if not self._seems_finite(loss): checks.check_finite(loss.detach().reshape(1), self.steps + 1, self.model, self.batch[0], self.silence)
+        if not self._seems_finite(loss):
+            checks.check_finite(
+                loss.detach().reshape(1), self.steps + 1, self.model, self.batch[0], self.silence
+            )
         self.scaler.scale(loss).backward()
-        if self.steps == 0: checks.check_gradients(self.model, self.silence)
+        if self.steps == 0:
+            checks.check_gradients(self.model, self.silence)
         if not self.hold:
             self.scaler.unscale_(self.optimizer)
             self.call("after_backward")
@@ -445,7 +663,8 @@ class Trainer:
         self.steps += 1
         self.batches_done += 1
         self.call("after_batch")
-        if self.keeper and not self.hold: self.keeper.after_step()
+        if self.keeper and not self.hold:
+            self.keeper.after_step()
 
     def _seems_finite(self, loss) -> bool:
         "On a CPU, this loss; on other devices, which nobody shall wait for, every 50 steps the one that was asked for 50 steps ago."
@@ -462,11 +681,17 @@ class Trainer:
             checks.check_eval_mode(self.model, self.silence)
             return means
         self.books, before, self.books_before = self.meter, self.books_before, None
-        if before: self.books.load_state_dict(before)
+        if before:
+            self.books.load_state_dict(before)
         self.optimizer.zero_grad()
-        means = run_epoch(self.model, dataloader, self.device, self.meter, self._train_step, self._update)
+        means = run_epoch(
+            self.model, dataloader, self.device, self.meter, self._train_step, self._update
+        )
         losses = torch.stack(self.meter.losses)
-        if self.batch: checks.check_finite(losses, self.steps - len(losses) + 1, self.model, self.batch[0], self.silence)
+        if self.batch:
+            checks.check_finite(
+                losses, self.steps - len(losses) + 1, self.model, self.batch[0], self.silence
+            )
         checks.check_constant_loss(losses, self.silence)
         return means
 
@@ -474,11 +699,16 @@ class Trainer:
         self,
         epochs: int,  # passes over the training data; with `resume`, those before the interruption count
         train_dataloader: DataLoader,  # batches `(X, y)` to learn from
-        valid_dataloader: DataLoader | None = None,  # batches `(X, y)` to measure with, after every epoch
+        valid_dataloader: DataLoader
+        | None = None,  # batches `(X, y)` to measure with, after every epoch
         *,
-        checkpoint_dir: str | Path | CheckpointManager | None = None,  # folder for checkpoints; a `CheckpointManager` says how often and how many
+        checkpoint_dir: str
+        | Path
+        | CheckpointManager
+        | None = None,  # folder for checkpoints; a `CheckpointManager` says how often and how many
         resume: bool = False,  # go on from the newest checkpoint there, if there is one
-        seed: int | None = None,  # order, augmentation and dropout follow from it alone; `None`: the loaders' own draws or, with checkpoints, PyTorch's seed
+        seed: int
+        | None = None,  # order, augmentation and dropout follow from it alone; `None`: the loaders' own draws or, with checkpoints, PyTorch's seed
     ):  # a pandas DataFrame with a row per epoch, also those of earlier calls
         """Override point: train for a number of epochs.
 
@@ -490,17 +720,34 @@ class Trainer:
         self._fit(epochs, train_dataloader, valid_dataloader, checkpoint_dir, resume, seed)
         return pandas.DataFrame(self.history)
 
-    def _fit(self, epochs, train_dataloader, valid_dataloader, checkpoint_dir=None, resume=False, seed=None):
-        if self.optimizer is None: raise ValueError("fit needs an optimizer: Trainer(model, loss_fn, optimizer)")
+    def _fit(
+        self,
+        epochs,
+        train_dataloader,
+        valid_dataloader,
+        checkpoint_dir=None,
+        resume=False,
+        seed=None,
+    ):
+        if self.optimizer is None:
+            raise ValueError("fit needs an optimizer: Trainer(model, loss_fn, optimizer)")
         if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
-        if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir, the folder with the checkpoints")
+        if resume and checkpoint_dir is None:
+            raise ValueError("resume=True needs a checkpoint_dir, the folder with the checkpoints")
         checks.check_dataloaders(train_dataloader, valid_dataloader, self.silence)
-        self.epochs, self.train_dataloader, self.valid_dataloader, self.stop = epochs, train_dataloader, valid_dataloader, False
+        self.epochs, self.train_dataloader, self.valid_dataloader, self.stop = (
+            epochs,
+            train_dataloader,
+            valid_dataloader,
+            False,
+        )
         self.epochs_done, self.batches_done, self.seed, self.keeper = 0, 0, seed, None
         self.trained = self.books_before = None
-        if checkpoint_dir is not None: self.keeper = _Keeper(self, checkpoint_dir, resume)
+        if checkpoint_dir is not None:
+            self.keeper = _Keeper(self, checkpoint_dir, resume)
         try:
-            with keep_freed_memory(): self._fit_kept() if self.keeper else self._fit_epochs()
+            with keep_freed_memory():
+                self._fit_kept() if self.keeper else self._fit_epochs()
         finally:
             self.call("after_fit")
             self.keeper = None  # the two know each other; apart, they are freed at once
@@ -508,35 +755,62 @@ class Trainer:
     def _fit_kept(self):
         with self.keeper.signals:
             self.keeper.restore_counters()
-            if self.seed is None: self.seed = torch.initial_seed()
+            if self.seed is None:
+                self.seed = torch.initial_seed()
             self._fit_epochs()
-            if self.keeper.signals.received: self.keeper.signals.leave("stopped when there was nothing left to do")
+            if self.keeper.signals.received:
+                self.keeper.signals.leave("stopped when there was nothing left to do")
 
     def _fit_epochs(self):
         self._reseed(_CALLBACKS, 1, len(self.history))
         self.call("before_fit")
         if self.epochs_done >= self.epochs or self.stop:
-            if self.progress and self.keeper: print(f"nothing to do: training {'was stopped' if self.stop else 'ended'} after {self.epochs_done} epochs", flush=True)
-        elif self.batches_done: self._before_epoch()  # resumed in the middle of one
+            if self.progress and self.keeper:
+                print(
+                    f"nothing to do: training {'was stopped' if self.stop else 'ended'} after {self.epochs_done} epochs",
+                    flush=True,
+                )
+        elif self.batches_done:
+            self._before_epoch()  # resumed in the middle of one
         if self.keeper:
             self.keeper.check_content()
             self.keeper.restore_content()
         batches, valid_batches = self.train_dataloader, self.valid_dataloader
-        if self.seed is not None: batches, valid_batches = SeededDataLoader(batches, self.seed), SeededDataLoader(valid_batches, derive_seed(self.seed, _VALIDATION))
+        if self.seed is not None:
+            batches, valid_batches = (
+                SeededDataLoader(batches, self.seed),
+                SeededDataLoader(valid_batches, derive_seed(self.seed, _VALIDATION)),
+            )
         try:
-            while self.epochs_done < self.epochs and not self.stop: self._fit_epoch(batches, valid_batches)
+            while self.epochs_done < self.epochs and not self.stop:
+                self._fit_epoch(batches, valid_batches)
         finally:
-            if self.seed is not None: batches.close(), valid_batches.close()
+            if self.seed is not None:
+                batches.close(), valid_batches.close()
 
     def _fit_epoch(self, batches, valid_batches):
         "One epoch, or the rest of one."
         start, title = time.perf_counter(), f"epoch {self.epochs_done + 1}/{self.epochs}"
-        if self.seed is not None: batches.start(len(self.history), self.batches_done), valid_batches.start(len(self.history))
-        if not self.batches_done: self._before_epoch()
+        if self.seed is not None:
+            (
+                batches.start(len(self.history), self.batches_done),
+                valid_batches.start(len(self.history)),
+            )
+        if not self.batches_done:
+            self._before_epoch()
         if not self.trained:
-            with tqdm(batches, title, initial=self.batches_done, **progress_bar_options(self.progress)) as bar: self.trained = self._named(0, self.epoch(bar, training=True))
+            with tqdm(
+                batches, title, initial=self.batches_done, **progress_bar_options(self.progress)
+            ) as bar:
+                self.trained = self._named(0, self.epoch(bar, training=True))
         row = dict(self.trained)
-        if self.valid_dataloader is not None: row |= self._named(1, self.epoch(self._watched(prefetch_to_device(valid_batches, self.device)), training=False))
+        if self.valid_dataloader is not None:
+            row |= self._named(
+                1,
+                self.epoch(
+                    self._watched(prefetch_to_device(valid_batches, self.device)), training=False
+                ),
+            )
         if self.progress:
             shown = "  ".join(f"{name} {number:.4f}" for name, number in row.items())
             print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
@@ -544,7 +818,8 @@ class Trainer:
         self.epochs_done, self.batches_done, self.trained = self.epochs_done + 1, 0, None
         self._reseed(_CALLBACKS, 3, len(self.history))
         self.call("after_epoch")
-        if self.keeper: self.keeper.after_epoch(last=self.stop or self.epochs_done >= self.epochs)
+        if self.keeper:
+            self.keeper.after_epoch(last=self.stop or self.epochs_done >= self.epochs)
 
     def _before_epoch(self):
         self._reseed(_CALLBACKS, 2, len(self.history))
@@ -553,7 +828,8 @@ class Trainer:
     def _watched(self, batches: Iterable) -> Iterator:
         "Batches to validate with: between them a signal is obeyed, and what a model draws then depends on nothing before."
         for number, batch in enumerate(batches):
-            if self.keeper and self.keeper.signals.received: self.keeper.leave()
+            if self.keeper and self.keeper.signals.received:
+                self.keeper.leave()
             self._reseed(_VALIDATION_STEPS, len(self.history), number)
             yield batch
 
@@ -563,7 +839,8 @@ class Trainer:
     def evaluate(self, dataloader: DataLoader) -> dict[str, float]:
         "Loss and metrics of a data set; the model is left as it was, so that a callback may call this in the middle of an epoch."
         mode, meter = self.model.training, self.meter
-        try: return self.epoch(dataloader, training=False)
+        try:
+            return self.epoch(dataloader, training=False)
         finally:
             self.model.train(mode)
             self.meter = meter
@@ -571,15 +848,22 @@ class Trainer:
     def predict(self, dataloader: DataLoader) -> torch.Tensor:
         "Outputs for all samples, in their order, `(N, ...)` on the CPU; batches may be `(X, y)` or `X`. Warns when the loader shuffles."
         if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
-            warnings.warn("this dataloader shuffles, so predictions will not be in the order of the files; use shuffle=False", stacklevel=2)
+            warnings.warn(
+                "this dataloader shuffles, so predictions will not be in the order of the files; use shuffle=False",
+                stacklevel=2,
+            )
         self.model.eval()
         with torch.inference_mode(), explain_worker_errors():
-            batches = (batch[0] if isinstance(batch, (list, tuple)) else batch for batch in dataloader)
+            batches = (
+                batch[0] if isinstance(batch, (list, tuple)) else batch for batch in dataloader
+            )
             return torch.cat([self._outputs(to_device(X, self.device)).cpu() for X in batches])
 
     def _outputs(self, X) -> torch.Tensor:
-        if not self.settled: self._settle(X)
-        with self.autocast(): outputs = self.model(X)
+        if not self.settled:
+            self._settle(X)
+        with self.autocast():
+            outputs = self.model(X)
         return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
     def overfit_one_batch(self, dataloader: DataLoader, steps: int = 100) -> list[float]:
@@ -587,8 +871,16 @@ class Trainer:
 
         If they do not, look for a bug before you look for more data. Model and optimizer stay as they are.
         """
-        model, optimizer = copy.deepcopy((self.model, self.optimizer))  # together, so that the one refers to the other
-        options = dict(device=self.device, silence=self.silence, progress=False, precision=self.precision, channels_last=self.channels_last if self.settled else None)
+        model, optimizer = copy.deepcopy(
+            (self.model, self.optimizer)
+        )  # together, so that the one refers to the other
+        options = dict(
+            device=self.device,
+            silence=self.silence,
+            progress=False,
+            precision=self.precision,
+            channels_last=self.channels_last if self.settled else None,
+        )
         trainer = type(self)(model, self.loss_fn, optimizer, {}, **options)
         batch = next(iter(dataloader))
         return [trainer.epoch([batch], training=True)["loss"] for _ in range(steps)]
@@ -603,20 +895,29 @@ def train(
     epochs: int,  # passes over the training data; with `resume`, those before the interruption count
     device: str | torch.device,  # where to compute
     *,
-    checkpoint_dir: str | Path | CheckpointManager | None = None,  # as in `Trainer.fit`, likewise the next two
+    checkpoint_dir: str
+    | Path
+    | CheckpointManager
+    | None = None,  # as in `Trainer.fit`, likewise the next two
     resume: bool = False,  # go on from the newest checkpoint there, if there is one
     seed: int | None = None,  # order, augmentation and dropout follow from it alone
     progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
     precision: str = "fp32",  # as in `Trainer`, likewise the next two
-    channels_last: bool | None = False,  # `None`: what is faster; `False`: the plain loop's results to the last bit
+    channels_last: bool
+    | None = False,  # `None`: what is faster; `False`: the plain loop's results to the last bit
     compile: bool = False,  # translate the model into a program of its own at its first step
-) -> dict[str, list[float]]:  # `train_loss`, `train_acc`, `test_loss`, `test_acc`, each with one number per epoch; NaN where there is no accuracy
+) -> dict[
+    str, list[float]
+]:  # `train_loss`, `train_acc`, `test_loss`, `test_acc`, each with one number per epoch; NaN where there is no accuracy
     "Train and test for a number of epochs. Raises what `Trainer.fit` raises, and `ValueError` for empty data."
     options = dict(precision=precision, channels_last=channels_last, compile=compile)
     trainer = Trainer(model, loss_fn, optimizer, device=device, progress=progress, **options)
     trainer.splits = ("train", "test")
     trainer._fit(epochs, train_dataloader, test_dataloader, checkpoint_dir, resume, seed)
-    return {name: [row.get(name, math.nan) for row in trainer.history] for name in ("train_loss", "train_acc", "test_loss", "test_acc")}
+    return {
+        name: [row.get(name, math.nan) for row in trainer.history]
+        for name in ("train_loss", "train_acc", "test_loss", "test_acc")
+    }
 
 # %% ../nbs/04_training.ipynb #47a0c72c
 def plot_loss_curves(
@@ -625,12 +926,15 @@ def plot_loss_curves(
     "Loss and accuracy per epoch, training and test in one picture each; accuracy only where there is one. Raises `ValueError` for an empty history."
     epochs = range(1, len(results["train_loss"]) + 1)
     if not epochs: raise ValueError("no epochs to plot")
-    has_accuracy = any(acc == acc for acc in results.get("train_acc", []))  # NaN is not equal to itself
+    has_accuracy = any(
+        acc == acc for acc in results.get("train_acc", [])
+    )  # NaN is not equal to itself
     kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + has_accuracy]
     figure, axes = subplots(1, len(kinds), figsize=(3.6 * len(kinds), 2.8))
     for ax, (kind, title) in zip(axes.flat, kinds):
         for split, style in (("train", "o-"), ("test", "s--"), ("valid", "s--")):
-            if f"{split}_{kind}" in results: ax.plot(epochs, results[f"{split}_{kind}"], style, markersize=3, label=split)
+            if f"{split}_{kind}" in results:
+                ax.plot(epochs, results[f"{split}_{kind}"], style, markersize=3, label=split)
         ax.set(title=title, xlabel="epoch", ylabel=title.lower())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)

@@ -18,27 +18,40 @@ def _find_weights(content: Mapping, name: str | None) -> dict[str, torch.Tensor]
     "The tensors by name in what a file holds. Raises `ModelFileError` when it is not clear which."
     if content.get("format") == CHECKPOINT_FORMAT:
         content = content["models"]
-        if name is None and len(content) == 1: (name,) = content
-        if name not in content: raise ModelFileError(f"it is a checkpoint of {', '.join(content)}; say which one with name=...")
-    elif name is not None and not isinstance(content.get(name), Mapping): raise ModelFileError(f"it holds no weights named {name!r}")
+        if name is None and len(content) == 1:
+            (name,) = content
+        if name not in content:
+            raise ModelFileError(f"it is a checkpoint of {', '.join(content)}; say which one with name=...")
+    elif name is not None and not isinstance(content.get(name), Mapping):
+        raise ModelFileError(f"it holds no weights named {name!r}")
     usual = (name,) if name is not None else ("state_dict", "model_state_dict", "model")
     weights = next((content[key] for key in usual if isinstance(content.get(key), Mapping)), content)
     weights = {key: value for key, value in weights.items() if isinstance(key, str)}
-    return {key: value for key, value in weights.items() if isinstance(value, torch.Tensor) or key.endswith("_extra_state")}
+    return {
+        key: value for key, value in weights.items() if isinstance(value, torch.Tensor) or key.endswith("_extra_state")
+    }
 
 
 def _find_class_names(content: Mapping) -> list[str] | None:
     "What the outputs mean, if the file says so."
     places = (content.get(key) for key in ("info", "values"))
-    found = [place["class_names"] for place in [*places, content] if isinstance(place, Mapping) and isinstance(place.get("class_names"), list)]
+    found = [
+        place["class_names"]
+        for place in [*places, content]
+        if isinstance(place, Mapping) and isinstance(place.get("class_names"), list)
+    ]
     return found[0] if found else None
 
 
 def load_weights(
     model: nn.Module,  # filled in place, on whatever device it is
-    weights_or_path: dict | str | Path,  # state dict, or `.pt`, `.pth` or `.safetensors` file: bare, self-describing or a checkpoint
+    weights_or_path: dict
+    | str
+    | Path,  # state dict, or `.pt`, `.pth` or `.safetensors` file: bare, self-describing or a checkpoint
     *,
-    rename: dict[str, str] | Callable[[str], str] | None = None,  # `{"old prefix": "new prefix"}`, or old name to new name
+    rename: dict[str, str]
+    | Callable[[str], str]
+    | None = None,  # `{"old prefix": "new prefix"}`, or old name to new name
     strict: bool = False,  # everything must fit, and nothing may be left over
     name: str | None = None,  # which model, when there are several in the file
     class_names: list[str] | None = None,  # of your data, to be compared with those in the file
@@ -56,7 +69,10 @@ def load_weights(
         report, fitting = match_state_dict(model, weights, source, rename, (_find_class_names(content), class_names))
         if not report.matched:
             here, there = next(iter(model.state_dict()), "nothing"), next(iter(weights), "no tensors")
-            raise ModelFileError(f"nothing fits: the model has names like {here}, the file {there}; look at rename, and at the shapes. {report.describe_mismatches()}")
-        if strict and not report.complete: raise ModelFileError(f"not everything fits: {report.describe_mismatches()}")
+            raise ModelFileError(
+                f"nothing fits: the model has names like {here}, the file {there}; look at rename, and at the shapes. {report.describe_mismatches()}"
+            )
+        if strict and not report.complete:
+            raise ModelFileError(f"not everything fits: {report.describe_mismatches()}")
         model.load_state_dict(fitting, strict=False)
     return report

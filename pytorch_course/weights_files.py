@@ -29,9 +29,21 @@ class ModelFileError(ValueError):
 
 
 _UNUSABLE = (  # what decoders raise on damaged bytes, and what their content can lead to
-    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
-    pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextmanager
@@ -39,8 +51,10 @@ def explain_file_errors(
     source: str | Path,  # what is being loaded
 ) -> Iterator[None]:
     "Whatever is wrong with a file, say it in one `ModelFileError` that names it."
-    try: yield
-    except (FileNotFoundError, PermissionError): raise  # they name it already
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise  # they name it already
     except _UNUSABLE as error:
         reason = " ".join(str(error).split())[:2000] or type(error).__name__
         raise ModelFileError(f"cannot load {source}: {reason}") from error
@@ -49,7 +63,8 @@ def explain_file_errors(
 def _strange_tensor(tensor: torch.Tensor) -> str | None:
     "What keeps a tensor out of our files, if anything: it must be a block of numbers."
     if tensor.is_meta: return "a tensor on the device meta, which has a shape and no content"
-    if tensor.layout != torch.strided: return f"a tensor with the layout {tensor.layout}; call to_dense()"
+    if tensor.layout != torch.strided:
+        return f"a tensor with the layout {tensor.layout}; call to_dense()"
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
@@ -68,16 +83,22 @@ def to_plain_values(
     if isinstance(value, torch.Tensor):
         if strange := _strange_tensor(value): raise ValueError(f"{place} is {strange}")
         return value.detach().contiguous() if _is_expanded(value) else value.detach()
-    if isinstance(value, np.generic): value = value.item()
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or type(value) in (bool, int, float, complex, str): return value
     if isinstance(value, str): return str(value)  # its own kind of string, like `torch.__version__`
     if isinstance(value, list | tuple):
         made = [to_plain_values(item, f"{place}[{i}]") for i, item in enumerate(value)]
         return made if isinstance(value, list) else tuple(made)
     if isinstance(value, Mapping):
-        made = {to_plain_values(key, f"a key of {place}"): to_plain_values(item, f"{place}[{key!r}]") for key, item in value.items()}
+        made = {
+            to_plain_values(key, f"a key of {place}"): to_plain_values(item, f"{place}[{key!r}]")
+            for key, item in value.items()
+        }
         return type(value)(made) if type(value) in (Counter, OrderedDict) else made
-    raise ValueError(f"{place} is of type {type(value).__name__}; make it a tensor, a number, a string, a list or a dictionary of these")
+    raise ValueError(
+        f"{place} is of type {type(value).__name__}; make it a tensor, a number, a string, a list or a dictionary of these"
+    )
 
 # %% ../nbs/3_training/35_weights_files.ipynb #aa0d8812
 _BARE_FORMAT = "pytorch_course weights 1"  # in the header of a `.safetensors` file without another `format`
@@ -85,7 +106,9 @@ _BARE_FORMAT = "pytorch_course weights 1"  # in the header of a `.safetensors` f
 
 def _sha256(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     "One number for all that a `.safetensors` file says: names, types, shapes, tensors, and the text in its header."
-    digest = hashlib.sha256(json.dumps(sorted((key, text) for key, text in metadata.items() if key != "sha256")).encode())
+    digest = hashlib.sha256(
+        json.dumps(sorted((key, text) for key, text in metadata.items() if key != "sha256")).encode()
+    )
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -98,7 +121,8 @@ def _save_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, str]
     from safetensors.torch import save_file
     seen, apart = set(), {}
     for name, tensor in weights.items():
-        if not isinstance(tensor, torch.Tensor): raise ValueError(f"{name} is of type {type(tensor).__name__}; a .safetensors file holds only tensors")
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is of type {type(tensor).__name__}; a .safetensors file holds only tensors")
         tensor = tensor.cpu().contiguous()
         address = tensor.untyped_storage().data_ptr()
         apart[name] = tensor.clone() if address in seen else tensor
@@ -110,14 +134,18 @@ def _save_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, str]
 @contextmanager
 def _saying_what_it_needs(path: Path, size: int) -> Iterator[None]:
     "Say in one line that a file cannot be written, for example because the disk is full."
-    try: yield
+    try:
+        yield
     except Exception as error:
         cause, number = error, re.search(r"os error (\d+)", str(error))  # the second is how safetensors says it
-        while cause is not None and not isinstance(cause, OSError): cause = cause.__context__  # PyTorch hides it behind another one
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__  # PyTorch hides it behind another one
         number = cause.errno if cause else int(number[1]) if number else None
         if number is None: raise
         free = shutil.disk_usage(path.parent).free
-        failed = OSError(f"cannot write {path}: {os.strerror(number)}; it needs {size:,} bytes, {free:,} are free; an older file of this name is untouched")
+        failed = OSError(
+            f"cannot write {path}: {os.strerror(number)}; it needs {size:,} bytes, {free:,} are free; an older file of this name is untouched"
+        )
         failed.errno = number
         raise failed from error
 
@@ -141,22 +169,28 @@ def write_weights_file(
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"the name of a weights file must end in .pt, .pth or .safetensors, not {path.name!r}")
-    if metadata and path.suffix != ".safetensors": raise ValueError(f"metadata is for .safetensors files; put it into the content of {path.name}")
+    if metadata and path.suffix != ".safetensors":
+        raise ValueError(f"metadata is for .safetensors files; put it into the content of {path.name}")
     content = {to_plain_values(name, "a key"): to_plain_values(value, str(name)) for name, value in content.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with _saying_what_it_needs(path, _bytes_in(content)), atomic_write(path) as temporary:
-        if path.suffix == ".safetensors": _save_safetensors(content, dict(metadata or {}), temporary)
+        if path.suffix == ".safetensors":
+            _save_safetensors(content, dict(metadata or {}), temporary)
         else:
-            with temporary.open("wb") as file: torch.save(content, file)
+            with temporary.open("wb") as file:
+                torch.save(content, file)
     return path
 
 # %% ../nbs/3_training/35_weights_files.ipynb #3f64ab26
 def _what_is(path: Path) -> str:
     "Words for a file that is no model."
-    with path.open("rb") as file: start = file.read(200)
+    with path.open("rb") as file:
+        start = file.read(200)
     if not start: return "it is empty"
-    if b"<html" in start.lower() or b"<!doctype" in start.lower(): return "it is a web page, so a download went wrong"
-    if start.startswith(b"version https://git-lfs"): return "it is a Git LFS pointer, not the file itself; run 'git lfs pull'"
+    if b"<html" in start.lower() or b"<!doctype" in start.lower():
+        return "it is a web page, so a download went wrong"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; run 'git lfs pull'"
     if start.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
         return "it is in PyTorch's format of before 2020, which has no checksums; load it with torch.load(path, weights_only=True) and save it again"
     return "it is not a model file, or only the beginning of one"
@@ -168,29 +202,49 @@ def _check_archive(file) -> bytes:
         entries, names = archive.infolist(), archive.namelist()
         instructions = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(instructions) != 1: raise ModelFileError("it is a zip file without weights in it")
-        if any(name.endswith("/constants.pkl") for name in names): raise ModelFileError("it is a TorchScript program, no weights")
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise ModelFileError("it is a TorchScript program, no weights")
         size = file.seek(-22, os.SEEK_END) + 22
-        strange = file.read(4) != b"PK\5\6" or archive.comment or len(set(names)) < len(names) or sum(entry.file_size for entry in entries) > size
+        strange = (
+            file.read(4) != b"PK\5\6"
+            or archive.comment
+            or len(set(names)) < len(names)
+            or sum(entry.file_size for entry in entries) > size
+        )
         for entry in entries:
             # PyTorch leaves the memory for an entry that calls itself a folder as it was, whatever was in it.
-            strange = strange or entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or entry.external_attr & 0x10
-        if strange: raise ModelFileError("damaged: its table of contents is not one that PyTorch writes")
-        if damaged := archive.testzip(): raise ModelFileError(f"damaged: the checksum of {damaged} is wrong")
+            strange = (
+                strange
+                or entry.compress_type != zipfile.ZIP_STORED
+                or entry.compress_size != entry.file_size
+                or entry.external_attr & 0x10
+            )
+        if strange:
+            raise ModelFileError("damaged: its table of contents is not one that PyTorch writes")
+        if damaged := archive.testzip():
+            raise ModelFileError(f"damaged: the checksum of {damaged} is wrong")
         return archive.read(instructions[0])
 
 
 def _read_torch(path: Path) -> dict:
     "Content of a `.pt` file: tensors and plain values only, checksums compared."
     with path.open("rb") as file:  # the same file throughout, even if somebody replaces it meanwhile
-        if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(file): raise ModelFileError(_what_is(path))
-        try: instructions = _check_archive(file)
-        except ModelFileError: raise
-        except _UNUSABLE as error: raise ModelFileError(f"damaged: {error}") from None
+        if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(file):
+            raise ModelFileError(_what_is(path))
+        try:
+            instructions = _check_archive(file)
+        except ModelFileError:
+            raise
+        except _UNUSABLE as error:
+            raise ModelFileError(f"damaged: {error}") from None
         # A pickle may ask for an array of any length; nothing that belongs into a file of weights does.
-        if instructions[:2] != b"\x80\x02" or b"\nbytearray\n" in instructions: raise ModelFileError("its instructions are not those that PyTorch writes")
+        if instructions[:2] != b"\x80\x02" or b"\nbytearray\n" in instructions:
+            raise ModelFileError("its instructions are not those that PyTorch writes")
         file.seek(0)
-        try: content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-        except _UNUSABLE as error: raise ModelFileError(_refusal(error)) from None
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+        except _UNUSABLE as error:
+            raise ModelFileError(_refusal(error)) from None
     _check_size(content, limit=1000 + 10 * len(instructions))
     return content
 
@@ -201,7 +255,8 @@ def _refusal(error: Exception) -> str:
     if asked := re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", message):
         return f"it asks for {(asked[1] or asked[2])[:100]}; such Python objects could run any code when loaded, so it was not loaded"
     if isinstance(error, MemoryError): return "there is not enough memory for it"
-    if not isinstance(error, (OSError, RuntimeError)) or "weights_only" in message: return "its instructions are damaged, or not those of a weights file"
+    if not isinstance(error, (OSError, RuntimeError)) or "weights_only" in message:
+        return "its instructions are damaged, or not those of a weights file"
     return f"PyTorch cannot read it: {message.partition('  (Could this')[0]}"
 
 
@@ -209,11 +264,19 @@ def _check_size(value, limit: int) -> int:
     "What is left of the limit after this value. A small file can name one list so often that nobody could print it: `ModelFileError`."
     if isinstance(value, torch.Tensor):
         if strange := _strange_tensor(value): raise ModelFileError(f"it holds {strange}")
-        if _is_expanded(value): raise ModelFileError(f"it holds a tensor of shape {tuple(value.shape)}, but not so many numbers")
-    parts = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+        if _is_expanded(value):
+            raise ModelFileError(f"it holds a tensor of shape {tuple(value.shape)}, but not so many numbers")
+    parts = (
+        [*value, *value.values()]
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple | set)
+        else ()
+    )
     for part in parts:
         limit = _check_size(part, limit - 1)
-        if limit < 0: raise ModelFileError("its values are nested in a way that PyTorch does not write")
+        if limit < 0:
+            raise ModelFileError("its values are nested in a way that PyTorch does not write")
     return limit
 
 
@@ -223,12 +286,17 @@ def _read_safetensors(path: Path) -> dict:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # without clone they would be windows into the file
-    except SafetensorError: raise ModelFileError(_what_is(path)) from None
+            weights = {
+                name: file.get_tensor(name).clone() for name in file.keys()
+            }  # without clone they would be windows into the file
+    except SafetensorError:
+        raise ModelFileError(_what_is(path)) from None
     content = {"format": metadata.get("format"), "info": {}, "state_dict": weights}
     # Two marks say that it is ours; damage to one of them does not make it somebody else's, who has no such checksum.
-    if not any(metadata.get(mark, "").startswith("pytorch_course ") for mark in ("format", "sha256")): return content
-    if metadata.get("sha256") != f"pytorch_course {_sha256(weights, metadata)}": raise ModelFileError("damaged: its checksum is wrong or missing")
+    if not any(metadata.get(mark, "").startswith("pytorch_course ") for mark in ("format", "sha256")):
+        return content
+    if metadata.get("sha256") != f"pytorch_course {_sha256(weights, metadata)}":
+        raise ModelFileError("damaged: its checksum is wrong or missing")
     return {**content, "info": json.loads(metadata.get("info", "{}"))}
 
 
@@ -239,5 +307,6 @@ def read_weights_file(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no model file at {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, Mapping): raise ModelFileError(f"it holds a {type(content).__name__}, no weights by name")
+    if not isinstance(content, Mapping):
+        raise ModelFileError(f"it holds a {type(content).__name__}, no weights by name")
     return content

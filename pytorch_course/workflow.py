@@ -20,6 +20,8 @@ def make_linear_data(
     if not step > 0: raise ValueError(f"step must be positive, not {step}")
     if not start < end: raise ValueError(f"start must be below end, not {start} and {end}")
     steps = (end - start) / step
-    count = int(steps + 1 - 1e-6)  # rounded up, unless it is a whole number but for the last binary digits
+    count = int(
+        steps + 1 - 1e-6
+    )  # rounded up, unless it is a whole number but for the last binary digits
     X = torch.arange(start, end, step, dtype=torch.float32)[: max(count, 1)].unsqueeze(dim=1)
     return X, weight * X + bias

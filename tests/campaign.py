@@ -30,9 +30,11 @@ class Ballast(Callback):
     "Makes the checkpoints larger, so that most of the time goes into writing them."
     remembers = ("ballast",)
 
-    def before_fit(self, trainer): self.ballast = torch.zeros(200_000)
+    def before_fit(self, trainer):
+        self.ballast = torch.zeros(200_000)
 
-    def after_batch(self, trainer): self.ballast[trainer.steps] = trainer.steps
+    def after_batch(self, trainer):
+        self.ballast[trainer.steps] = trainer.steps
 
 
 def in_child(work):
@@ -51,8 +53,14 @@ def in_child(work):
 def train(run, num_workers, every_steps, keep=2):
     "Train to the end, or go on; then write what came out, in one step, as a marker that may be trusted."
     # by steps alone, not by time: so that the calls are the same each time
-    result = fit(CheckpointManager(run / "checkpoints", every_steps=every_steps, keep=keep, budget=1e-9), num_workers, [Ballast()], resume=True)
-    with atomic_write(run / "result") as temporary: temporary.write_text(repr(result))
+    result = fit(
+        CheckpointManager(run / "checkpoints", every_steps=every_steps, keep=keep, budget=1e-9),
+        num_workers,
+        [Ballast()],
+        resume=True,
+    )
+    with atomic_write(run / "result") as temporary:
+        temporary.write_text(repr(result))
 
 
 def ended(child):
@@ -64,8 +72,10 @@ def unreadable(run):
     "Checkpoints that cannot be read, of all that are there."
     bad = []
     for path in CheckpointManager(run / "checkpoints").paths():
-        try: assert load_checkpoint(path, models={}, training=False)["steps"] == int(path.stem.removeprefix("step-"))
-        except Exception as error: bad.append(f"{path.name}: {error}")
+        try:
+            assert load_checkpoint(path, models={}, training=False)["steps"] == int(path.stem.removeprefix("step-"))
+        except Exception as error:
+            bad.append(f"{path.name}: {error}")
     return bad
 
 
@@ -78,7 +88,11 @@ def reference(place, every_steps):
 
 def random_kills(place, seconds, kills, seed):
     "Trainings that are killed again and again until they are done, whatever the number of workers."
-    draw, expected, figures = random.Random(seed), reference(place, 1), {"kills": 0, "trainings": 0, "unreadable": 0, "different": 0, "failed": 0}
+    draw, expected, figures = (
+        random.Random(seed),
+        reference(place, 1),
+        {"kills": 0, "trainings": 0, "unreadable": 0, "different": 0, "failed": 0},
+    )
     start = time.monotonic()
     for number in range(10**9):
         if time.monotonic() - start > seconds or figures["kills"] >= kills: break
@@ -88,10 +102,14 @@ def random_kills(place, seconds, kills, seed):
             num_workers = draw.choice([0, 0, 0, 1, 2])
             child = in_child(lambda: train(run, num_workers, draw.choice([1, 3])))
             time.sleep(draw.uniform(0.0, 0.1 + 0.2 * num_workers))
-            try: os.killpg(child, signal.SIGKILL)  # its workers, too
-            except ProcessLookupError: pass  # it has not come as far as `setsid`, or is done
-            try: os.kill(child, signal.SIGKILL)
-            except ProcessLookupError: pass
+            try:
+                os.killpg(child, signal.SIGKILL)  # its workers, too
+            except ProcessLookupError:
+                pass  # it has not come as far as `setsid`, or is done
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
             status = ended(child)
             figures["kills"] += status == -signal.SIGKILL
             figures["failed"] += status > 0
@@ -104,13 +122,15 @@ def random_kills(place, seconds, kills, seed):
             figures["different"] += 1
             print(f"run {number} ended differently, or left {left}")
         shutil.rmtree(run)
-        if number % 20 == 19: print(f"{time.monotonic() - start:.0f} s  {figures}", flush=True)
+        if number % 20 == 19:
+            print(f"{time.monotonic() - start:.0f} s  {figures}", flush=True)
     return figures
 
 
 class Dying:
     "A file that writes half of what it should, and ends the process, when the countdown is over."
-    def __init__(self, file, tick): self.file, self.tick = file, tick
+    def __init__(self, file, tick):
+        self.file, self.tick = file, tick
 
     def write(self, content):
         if self.tick("write"):
@@ -119,11 +139,14 @@ class Dying:
             os._exit(9)
         return self.file.write(content)
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *error): self.file.close()
+    def __exit__(self, *error):
+        self.file.close()
 
-    def __getattr__(self, name): return getattr(self.file, name)
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
 
 def die_at(number, log):
@@ -138,7 +161,8 @@ def die_at(number, log):
 
     def dying(function, kind):
         def call(*args, **kwargs):
-            if tick(kind): os._exit(9)
+            if tick(kind):
+                os._exit(9)
             return function(*args, **kwargs)
 
         return call
@@ -154,9 +178,11 @@ def die_at(number, log):
 
 
 def crash_points(place, every_steps=17, resume_after_writes=15):
-    """Two checkpoints, the first with nothing before it, the second replacing it. Die at every write, fsync, replace and unlink of a whole training; after each, look at the folder; after all but most writes, resume and compare.
-    """
-    expected, figures = reference(place, every_steps), {"kills": 0, "unreadable": 0, "resumed": 0, "different": 0, "lost": 0}
+    """Two checkpoints, the first with nothing before it, the second replacing it. Die at every write, fsync, replace and unlink of a whole training; after each, look at the folder; after all but most writes, resume and compare."""
+    expected, figures = (
+        reference(place, every_steps),
+        {"kills": 0, "unreadable": 0, "resumed": 0, "different": 0, "lost": 0},
+    )
     for number in range(1, 10**6):
         run = place / f"point-{number}"
         run.mkdir()
@@ -176,7 +202,9 @@ def crash_points(place, every_steps=17, resume_after_writes=15):
         if calls[-1] != "write" or number % resume_after_writes == 0:
             assert ended(in_child(lambda: train(run, 0, every_steps))) == 0
             figures["resumed"] += 1
-            figures["different"] += (run / "result").read_text() != expected or bool(list((run / "checkpoints").glob(".*")))
+            figures["different"] += (run / "result").read_text() != expected or bool(
+                list((run / "checkpoints").glob(".*"))
+            )
         shutil.rmtree(run)
 
 
@@ -185,15 +213,22 @@ def main():
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--kills", type=int, default=10**9, help="stop after so many")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--crash-points", action="store_true", help="die at every system call in turn, once, instead of at random")
+    parser.add_argument(
+        "--crash-points", action="store_true", help="die at every system call in turn, once, instead of at random"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)  # a process with threads cannot be forked safely
     tqdm.monitor_interval = 0  # that would be another thread
     fit(None)  # what PyTorch and pandas prepare when they are first used, once instead of in every child
     with tempfile.TemporaryDirectory() as place:
-        figures = crash_points(Path(place)) if args.crash_points else random_kills(Path(place), args.seconds, args.kills, args.seed)
+        figures = (
+            crash_points(Path(place))
+            if args.crash_points
+            else random_kills(Path(place), args.seconds, args.kills, args.seed)
+        )
     print(*(f"{name} {number}" for name, number in figures.items()), sep=", ")
     return int(any(figures[name] for name in ("unreadable", "different", "lost", "failed") if name in figures))
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

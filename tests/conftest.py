@@ -7,7 +7,8 @@ import pytest
 
 
 class Finished:
-    def __init__(self, done): self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+    def __init__(self, done):
+        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -25,5 +26,7 @@ def command(tmp_path):
 def digits_run(tmp_path_factory):
     "A folder in which the default training has run."
     folder = tmp_path_factory.mktemp("digits")
-    done = subprocess.run([sys.executable, "-m", "pytorch_course", "train"], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytorch_course", "train"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     return folder, Finished(done)

@@ -1,4 +1,5 @@
 """A training with everything random in it, small enough to be repeated hundreds of times; shared by the tests and the campaign."""
+
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,8 @@ class Augmented(Dataset):
     "Two classes of noisy vectors; every reading draws from PyTorch's and from NumPy's generator."
     classes = ["low", "high"]
 
-    def __len__(self): return SAMPLES
+    def __len__(self):
+        return SAMPLES
 
     def __getitem__(self, i):
         x = torch.full((8,), i % 2 - 0.5) + 0.5 * torch.randn(8)
@@ -26,7 +28,8 @@ class Augmented(Dataset):
 
 
 class Net(nn.Sequential):
-    def __init__(self): super().__init__(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+    def __init__(self):
+        super().__init__(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
 
 
 def make_trainer(extra=(), seed=0):
@@ -34,8 +37,22 @@ def make_trainer(extra=(), seed=0):
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     schedule = LRScheduler(partial(OneCycleLR, max_lr=0.02, total_steps=100), per="batch")
-    callbacks = [GradientAccumulation(2), GradientClipping(1.0), schedule, EarlyStopping(patience=50), BestWeights(), *extra]
-    return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, silence=("random_validation", "overlap"), progress=False)
+    callbacks = [
+        GradientAccumulation(2),
+        GradientClipping(1.0),
+        schedule,
+        EarlyStopping(patience=50),
+        BestWeights(),
+        *extra,
+    ]
+    return Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        optimizer,
+        callbacks=callbacks,
+        silence=("random_validation", "overlap"),
+        progress=False,
+    )
 
 
 def fit(folder, num_workers=0, extra=(), **kwargs):
@@ -50,5 +67,9 @@ def fingerprint(trainer):
     "Weights, optimizer, schedule, norms of all gradients, history: equal only if the whole training was."
     schedule, clipping = trainer.callbacks[2], trainer.callbacks[1]
     state = trainer.optimizer.state_dict()["state"]
-    numbers = [*trainer.model.state_dict().values(), *(value for each in state.values() for value in each.values()), *clipping.norms]
+    numbers = [
+        *trainer.model.state_dict().values(),
+        *(value for each in state.values() for value in each.values()),
+        *clipping.norms,
+    ]
     return [tensor.flatten().tolist() for tensor in numbers] + [schedule.lrs, trainer.history, trainer.steps]

@@ -15,11 +15,32 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     "What a tiny run has measured, and its page."
-    folder, missing = tmp_path_factory.mktemp("benchmarks"), [name for name in ("lightning", "skorch", "ignite", "accelerate") if not find_spec(name)]
-    words = ["--quick", "--parts", "W3", "overhead", "--contenders", "limit", "teaching", "ours", "ours_contiguous", *missing]
+    folder, missing = (
+        tmp_path_factory.mktemp("benchmarks"),
+        [name for name in ("lightning", "skorch", "ignite", "accelerate") if not find_spec(name)],
+    )
+    words = [
+        "--quick",
+        "--parts",
+        "W3",
+        "overhead",
+        "--contenders",
+        "limit",
+        "teaching",
+        "ours",
+        "ours_contiguous",
+        *missing,
+    ]
     words += ["--threads", "1", "--num_workers", "1", "--out", folder / "page.md", "--json", folder / "numbers.json"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, BENCHMARKS / "run.py", *map(str, words)], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "run.py", *map(str, words)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "numbers.json").read_text()), (folder / "page.md").read_text(encoding="utf-8"), missing
 
@@ -29,21 +50,26 @@ def test_contiguous_training_has_the_losses_of_the_plain_loop(numbers):
     losses = {name: [(epoch["train_loss"], epoch["test_loss"]) for epoch in epochs] for name, epochs in results.items()}
     assert len(losses["limit"]) == 3, "one first and two steady epochs"
     assert losses["ours_contiguous"] == losses["limit"] == losses["teaching"], "to the last bit"
-    for ours, limit in zip(losses["ours"], losses["limit"]): assert ours == pytest.approx(limit, abs=1e-4)
+    for ours, limit in zip(losses["ours"], losses["limit"]):
+        assert ours == pytest.approx(limit, abs=1e-4)
 
 
 def test_page_has_the_tables_and_no_paths(numbers):
     page = numbers[1]
-    for heading in ("# Benchmark results", "## Goals", "### W3: ", "### overhead: "): assert f"\n{heading}" in f"\n{page}", heading
-    for name in ("limit", "teaching", "ours", "ours_contiguous"): assert page.count(f"\n| {name} | ") == 2, f"{name} belongs into both tables"
+    for heading in ("# Benchmark results", "## Goals", "### W3: ", "### overhead: "):
+        assert f"\n{heading}" in f"\n{page}", heading
+    for name in ("limit", "teaching", "ours", "ours_contiguous"):
+        assert page.count(f"\n| {name} | ") == 2, f"{name} belongs into both tables"
     assert "W3: float32, contiguous, / limit; losses identical" in page and "not measured" in page
     assert "/tmp" not in page and str(Path.home()) not in page
 
 
 def test_missing_peers_are_skipped_and_said_so(numbers):
     _, page, missing = numbers
-    if not missing: pytest.skip("all peers are installed")
-    for name in missing: assert page.count(f"- `{name}` skipped: {name} is not installed") == 2
+    if not missing:
+        pytest.skip("all peers are installed")
+    for name in missing:
+        assert page.count(f"- `{name}` skipped: {name} is not installed") == 2
 
 
 def test_goals_are_judged_by_the_median(monkeypatch):
@@ -60,7 +86,8 @@ def test_goals_are_judged_by_the_median(monkeypatch):
 def test_small_measurements(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(BENCHMARKS)
     from small import measure_cache, measure_flip_crop
-    for i in range(3): Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     cache = measure_cache(tmp_path, 16)
     assert (cache["pictures"], cache["bytes"], cache["file_made"], cache["said"]) == (3, 3 * 3 * 16 * 16, True, True)
     times = measure_flip_crop(2, 1)

@@ -45,14 +45,25 @@ def test_default_training(digits_run):
     folder, done = digits_run
     assert (done.status, done.err) == (0, "")
     run = folder / "runs" / "digits-tinyvgg"
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json", "curves.png", "history.csv", "model.pt"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "history.csv",
+        "model.pt",
+    ]
     rows = list(csv.DictReader((run / "history.csv").open()))
     assert list(rows[0]) == ["epoch", "train_loss", "train_acc", "test_loss", "test_acc"]
     assert len(rows) == 5
     assert float(rows[-1]["test_acc"]) >= 0.95
     assert f"test accuracy {float(rows[-1]['test_acc']):.1%}" in done.out
     config = json.loads((run / "config.json").read_text())
-    assert config["model_info"]["arguments"] == {"input_shape": 1, "hidden_units": 10, "output_shape": 10, "image_size": 64}
+    assert config["model_info"]["arguments"] == {
+        "input_shape": 1,
+        "hidden_units": 10,
+        "output_shape": 10,
+        "image_size": 64,
+    }
     assert config["versions"]["torch"] and config["learning_rate"] == 0.001
     assert Image.open(run / "curves.png").size[0] > 500
     assert [line for line in done.out.splitlines() if line.startswith("epoch")][0].startswith("epoch 1/5  train_loss")
@@ -61,7 +72,8 @@ def test_default_training(digits_run):
 
 def test_same_seed_same_run(command, tmp_path):
     make_pictures(tmp_path / "pets")
-    for out in ("a", "b"): assert command("train", "--data", "pets", "--epochs", 2, "--image_size", 16, "--out", out).status == 0
+    for out in ("a", "b"):
+        assert command("train", "--data", "pets", "--epochs", 2, "--image_size", 16, "--out", out).status == 0
     assert (tmp_path / "a" / "history.csv").read_text() == (tmp_path / "b" / "history.csv").read_text()
 
 
@@ -85,7 +97,11 @@ def test_folders_models_and_spellings(command, tmp_path):
         done = command(*common, "--model", model, "--lr", "1e-2", "--num_workers", 1, "--seed", 7)
         assert (done.status, done.err) == (0, "")
         assert f"pictures {size} x {size}" in done.out
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["pets-cifar10net", "pets-neuralnetwork", "pets-tinyvgg"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "pets-cifar10net",
+        "pets-neuralnetwork",
+        "pets-tinyvgg",
+    ]
     assert command(*common).status == 0
     assert (tmp_path / "runs" / "pets-tinyvgg-2" / "model.pt").is_file()  # never over another run
 
@@ -101,8 +117,11 @@ def hear_ctrl_c():
 def begin(folder, *words):
     "A training as a process; returns when it has printed its second epoch, so that there is a checkpoint of the first."
     line = [sys.executable, "-u", "-m", "pytorch_course", *PETS, *map(str, words)]
-    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
-    while not process.stdout.readline().startswith("epoch 2"): assert process.poll() is None, process.stderr.read()
+    process = subprocess.Popen(
+        line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
+    while not process.stdout.readline().startswith("epoch 2"):
+        assert process.poll() is None, process.stderr.read()
     return process
 
 
@@ -115,7 +134,10 @@ def whole_run(tmp_path_factory):
     return folder
 
 
-def weights(folder): return {name: value.tolist() for name, value in torch.load(folder / "model.pt", weights_only=True)["state_dict"].items()}
+def weights(folder):
+    return {
+        name: value.tolist() for name, value in torch.load(folder / "model.pt", weights_only=True)["state_dict"].items()
+    }
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["ctrl-c", "sigterm", "kill"])
@@ -126,9 +148,12 @@ def test_interrupted_training_goes_on_to_the_same_end(whole_run, command, number
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
-    if number != signal.SIGKILL: assert f"go on with: pytorch-course train --resume '{out}'" in err and "Traceback" not in err
+    if number != signal.SIGKILL:
+        assert f"go on with: pytorch-course train --resume '{out}'" in err and "Traceback" not in err
     assert not (whole_run / out / "model.pt").exists() and (whole_run / out / "config.json").exists()
-    done = command("train", "--resume", whole_run / out, "--num_workers", 1)  # from another folder, with another number of workers
+    done = command(
+        "train", "--resume", whole_run / out, "--num_workers", 1
+    )  # from another folder, with another number of workers
     assert (done.status, done.err) == (0, "")
     assert "resumed from step-" in done.out
     assert (whole_run / out / "history.csv").read_text() == (whole_run / "whole" / "history.csv").read_text()
@@ -143,26 +168,34 @@ def train(tmp_path, monkeypatch, capfd):
     "`train` in this process, in an empty folder; `(status, out, err)`."
     def run(*words):
         monkeypatch.chdir(tmp_path)
-        try: status = main(["train", *map(str, words)])
-        except SystemExit as exit: status = exit.code
+        try:
+            status = main(["train", *map(str, words)])
+        except SystemExit as exit:
+            status = exit.code
         return status, *capfd.readouterr()
 
     return run
 
 
-def speed(out): return next(line for line in out.splitlines() if line.startswith("speed"))
+def speed(out):
+    return next(line for line in out.splitlines() if line.startswith("speed"))
 
 
-def settings(run): return json.loads((run / "config.json").read_text())
+def settings(run):
+    return json.loads((run / "config.json").read_text())
 
 
 def test_decoding_once_changes_nothing(train, tmp_path):
     make_pictures(tmp_path / "pets", per_class=20)
-    for out, flags, said in (("once", [], "decoded once (0.1 MB in memory)"), ("each time", ["--no_cache"], "decoded in every epoch")):
+    for out, flags, said in (
+        ("once", [], "decoded once (0.1 MB in memory)"),
+        ("each time", ["--no_cache"], "decoded in every epoch"),
+    ):
         status, printed, err = train(*PETS[1:], "--epochs", 3, "--out", out, *flags)
         assert (status, err) == (0, "") and said in speed(printed)
         assert settings(tmp_path / out)["no_cache"] is bool(flags)
-    for name in ("history.csv", "model.pt"): assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "each time" / name).read_bytes()
+    for name in ("history.csv", "model.pt"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "each time" / name).read_bytes()
 
 
 def test_a_store_in_files_is_said(train, tmp_path, monkeypatch):
@@ -182,7 +215,8 @@ def test_precision(train, tmp_path):
         assert found["precision"] == precision
         accuracies[precision] = found["model_info"]["metrics"]["test_acc"]
     assert min(accuracies.values()) > 0.85 and max(accuracies.values()) - min(accuracies.values()) < 0.05, accuracies
-    for name, value in torch.load(tmp_path / "bf16" / "model.pt", weights_only=True)["state_dict"].items(): assert value.dtype == torch.float32, name
+    for name, value in torch.load(tmp_path / "bf16" / "model.pt", weights_only=True)["state_dict"].items():
+        assert value.dtype == torch.float32, name
     assert weights(tmp_path / "bf16") != weights(tmp_path / "fp32")
     make_pictures(tmp_path / "pets")  # without instructions for it, a processor takes its time for fp16
     status, printed, err = train(*PETS[1:], "--epochs", 2, "--precision", "fp16")
@@ -197,12 +231,17 @@ def test_exact_is_the_plain_loop(train, tmp_path):
     found = settings(tmp_path / "exact")["model_info"]
     transform = ImageTransform(image_size=16, channels=found["transform"]["channels"])
     model = build_model("tinyvgg", **found["arguments"])
-    loaders = create_dataloaders(tmp_path / "pets" / "train", tmp_path / "pets" / "test", transform, 4, 0, seed=42, cache=False)[:2]
+    loaders = create_dataloaders(
+        tmp_path / "pets" / "train", tmp_path / "pets" / "test", transform, 4, 0, seed=42, cache=False
+    )[:2]
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     training.train(model, *loaders, optimizer, torch.nn.CrossEntropyLoss(), 3, "cpu", seed=42, progress=False)
     assert weights(tmp_path / "exact") == {name: value.tolist() for name, value in model.state_dict().items()}
     assert "channels last" in speed(train(*PETS[1:], "--epochs", 3, "--out", "fast")[1])
-    exact, fast = ([list(map(float, row)) for row in list(csv.reader((tmp_path / name / "history.csv").open()))[1:]] for name in ("exact", "fast"))
+    exact, fast = (
+        [list(map(float, row)) for row in list(csv.reader((tmp_path / name / "history.csv").open()))[1:]]
+        for name in ("exact", "fast")
+    )
     torch.testing.assert_close(torch.tensor(fast), torch.tensor(exact), rtol=1e-3, atol=1e-3)
 
 
@@ -256,9 +295,11 @@ def test_interrupted_training_keeps_its_settings(whole_run, train, tmp_path, beg
 
 def test_a_run_from_before_there_were_these_settings_goes_on_as_it_was(train, tmp_path):
     make_pictures(tmp_path / "pets")
-    for out, epochs in (("old", 2), ("whole", 4)): assert train(*PETS[1:], "--epochs", epochs, "--exact", "--out", out)[0] == 0
+    for out, epochs in (("old", 2), ("whole", 4)):
+        assert train(*PETS[1:], "--epochs", epochs, "--exact", "--out", out)[0] == 0
     found = settings(tmp_path / "old")
-    for name in ("no_cache", "draft", "precision", "compile", "exact"): del found[name]
+    for name in ("no_cache", "draft", "precision", "compile", "exact"):
+        del found[name]
     (tmp_path / "old" / "config.json").write_text(json.dumps(found | {"num_workers": 0}))
     status, printed, err = train("--resume", "old", "--epochs", 4)
     assert (status, err) == (0, "") and "channels last" not in speed(printed)
@@ -267,7 +308,9 @@ def test_a_run_from_before_there_were_these_settings_goes_on_as_it_was(train, tm
 
 def test_row_10_nan_says_where_the_last_good_checkpoint_is(command, tmp_path):
     make_pictures(tmp_path / "pets")
-    done = command("train", "--data", "pets", "--image_size", 16, "--lr", "1e9")  # a single batch an epoch: the first leaves finite weights
+    done = command(
+        "train", "--data", "pets", "--image_size", 16, "--lr", "1e9"
+    )  # a single batch an epoch: the first leaves finite weights
     assert done.status == 2 and done.err.count("\n") == 1
     assert "the loss is nan at step 2" in done.err
     assert "The last good checkpoint is runs/pets-tinyvgg/checkpoints/step-00000001.pt" in done.err
@@ -279,7 +322,11 @@ def test_damaged_checkpoint_is_said_in_one_line(whole_run, command):
     newest.write_bytes(newest.read_bytes()[:-5000])
     done = command("train", "--resume", whole_run / "damaged")
     assert done.status == 0 and done.err.count("\n") == 1
-    assert done.err.startswith("pytorch-course: warning: cannot load ") and newest.name in done.err and "going back to step-" in done.err
+    assert (
+        done.err.startswith("pytorch-course: warning: cannot load ")
+        and newest.name in done.err
+        and "going back to step-" in done.err
+    )
     assert weights(whole_run / "damaged") == weights(whole_run / "whole")
 
 
@@ -287,7 +334,7 @@ def test_interrupted_before_the_first_step_leaves_nothing(tmp_path):
     make_pictures(tmp_path / "pets", per_class=2)
     line = [sys.executable, "-c", "import signal, sys, pytorch_course.data as data\n"
             "data.create_dataloaders = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
-            "from pytorch_course.going_modular import main; sys.exit(main(sys.argv[1:]))", *PETS]  # fmt: skip
+            "from pytorch_course.going_modular import main; sys.exit(main(sys.argv[1:]))", *PETS]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=hear_ctrl_c)
     assert (done.returncode, done.stderr.strip()) == (130, "pytorch-course train: interrupted")
     assert not (tmp_path / "runs").exists()
@@ -363,7 +410,8 @@ def troubled(tmp_path_factory):
     make_pictures(folder / "broken_picture")
     whole = (folder / "broken_picture" / "train" / "dog" / "3.png").read_bytes()
     (folder / "broken_picture" / "train" / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
-    for split in ("train", "test"): (folder / "no_pictures" / split / "cat").mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / "no_pictures" / split / "cat").mkdir(parents=True)
     (folder / "empty_run").mkdir()
     (folder / "empty_run" / "config.json").write_text("{}")
     (folder / "not_a.zip").write_text("<html>moved</html>")
@@ -377,8 +425,10 @@ def test_bad_input(troubled, line, monkeypatch, capfd):
     "In this process, which spares forty imports of PyTorch; `test_bad_input_of_a_process` looks at a real one."
     before = everything(troubled)
     monkeypatch.chdir(troubled)
-    try: status = main(line.split())
-    except SystemExit as exit: status = exit.code
+    try:
+        status = main(line.split())
+    except SystemExit as exit:
+        status = exit.code
     out, err = capfd.readouterr()
     assert status == 2, err
     assert BAD_LINES[line] in err
@@ -416,7 +466,11 @@ def test_get_data_skips_what_is_complete(command, tmp_path):
     stamp = (tmp_path / "sets" / "food_shapes" / ".source").stat().st_mtime_ns
     second = command("get-data", "food_shapes", "--root", "sets")
     assert first.status == second.status == 0
-    assert first.out == second.out == "sets/food_shapes: 225 training and 75 test files in 3 classes\n".replace("/", os.sep)
+    assert (
+        first.out
+        == second.out
+        == "sets/food_shapes: 225 training and 75 test files in 3 classes\n".replace("/", os.sep)
+    )
     assert (tmp_path / "sets" / "food_shapes" / ".source").stat().st_mtime_ns == stamp
 
 
@@ -433,7 +487,11 @@ def test_predict_needs_only_the_model_file(digits_run, command, tmp_path):
     picture.convert("RGBA").save(tmp_path / "alpha.png")
     done = command("predict", "digits.pt", "gray.png", "color.jpg", "alpha.png")
     assert (done.status, done.err) == (0, "")
-    assert [line.split()[:2] for line in done.out.splitlines()] == [["gray.png", "3"], ["color.jpg", "3"], ["alpha.png", "3"]]
+    assert [line.split()[:2] for line in done.out.splitlines()] == [
+        ["gray.png", "3"],
+        ["color.jpg", "3"],
+        ["alpha.png", "3"],
+    ]
 
 
 def test_predict_topk_json_and_plot(digits_run, command, tmp_path):
@@ -444,7 +502,11 @@ def test_predict_topk_json_and_plot(digits_run, command, tmp_path):
     assert [result["path"] for result in results] == pictures
     for result in results:
         probabilities = [p["probability"] for p in result["predictions"]]
-        assert len(probabilities) == 3 and probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1.0001
+        assert (
+            len(probabilities) == 3
+            and probabilities == sorted(probabilities, reverse=True)
+            and 0 < sum(probabilities) <= 1.0001
+        )
     assert Image.open(tmp_path / "out.png").width > 300
     assert "class" in results[0]["predictions"][0]
 

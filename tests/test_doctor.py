@@ -22,10 +22,29 @@ from pytorch_course.doctor import Finding, diagnose, exit_status, format_report,
 
 Usage = namedtuple("Usage", "total used free")
 ALWAYS = {
-    "python", "pytorch_course", "torch", "torchvision", "numpy", "pillow", "the pair", "your own files", "import torch", "device cpu",
-    "best device", "threads", "import torchvision", "cores", "workers", "memory", "current folder", "data folder", "temporary folder",
-    "running in", "console", "clock",
-}  # fmt: skip
+    "python",
+    "pytorch_course",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "the pair",
+    "your own files",
+    "import torch",
+    "device cpu",
+    "best device",
+    "threads",
+    "import torchvision",
+    "cores",
+    "workers",
+    "memory",
+    "current folder",
+    "data folder",
+    "temporary folder",
+    "running in",
+    "console",
+    "clock",
+}
 
 
 def found(name, findings):
@@ -39,7 +58,8 @@ def fails(name, findings, *words):
     finding = found(name, findings)
     line = format_report([finding])
     assert finding.mark == "FAILS" and finding.advice, line
-    for word in words: assert word in line, (word, line)
+    for word in words:
+        assert word in line, (word, line)
     assert exit_status(findings) == 1
     return finding
 
@@ -50,14 +70,21 @@ def package(folder, name, code="", version="1.0", requires=()):
     (folder / name / "__init__.py").write_text(code)
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir(exist_ok=True)
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {line}" for line in requires)]
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {line}" for line in requires),
+    ]
     (info / "METADATA").write_text("\n".join(lines) + "\n")
 
 
 class Silent:
     "Stands for a probe, so that a test that is not about them need not wait."
-    def __init__(self, *_, **__): self.stop = self.start = lambda: None
-    def answer(self): return {"skipped": "not asked", "error": "not asked"}
+    def __init__(self, *_, **__):
+        self.stop = self.start = lambda: None
+    def answer(self):
+        return {"skipped": "not asked", "error": "not asked"}
 
 
 @pytest.fixture
@@ -76,15 +103,22 @@ def healthy(tmp_path_factory):
 def test_healthy_machine_has_every_line(healthy, capsys):
     findings, folder = healthy
     assert {finding.name for finding in findings} >= ALWAYS
-    broken = [finding for finding in findings if finding.mark == "FAILS" and finding.name != "shared memory"]  # small in some containers
+    broken = [
+        finding for finding in findings if finding.mark == "FAILS" and finding.name != "shared memory"
+    ]  # small in some containers
     assert not broken, format_report(findings)
     assert not any("broke down" in (finding.problem or "") for finding in findings), format_report(findings)
-    assert found("import torch", findings).value.startswith("works") and found("import torchvision", findings).value == "works"
+    assert (
+        found("import torch", findings).value.startswith("works")
+        and found("import torchvision", findings).value == "works"
+    )
     assert list(folder.iterdir()) == [], "it leaves nothing behind"
     print_report(findings)
     lines = capsys.readouterr().out.splitlines()
     starts = [line for line in lines if line.startswith(("ok ", "hint ", "FAILS "))]
-    assert len(starts) == len(findings) and lines[-1].startswith(("nothing would fail here", "would fail here: shared memory"))
+    assert len(starts) == len(findings) and lines[-1].startswith(
+        ("nothing would fail here", "would fail here: shared memory")
+    )
 
 
 def test_status_and_json(healthy, capsys):
@@ -119,8 +153,19 @@ def test_mismatched_and_broken_torchvision(tmp_path, monkeypatch):
     findings = diagnose(tmp_path / "elsewhere")
     assert {finding.name for finding in findings} >= ALWAYS, "all other checks went on"
     fails("torchvision", findings, "too old", "python -m pip install")
-    fails("the pair", findings, "torch ==2.5.0", "not built for each other", "python -m pip install --upgrade torch torchvision")
-    fails("import torchvision", findings, "operator torchvision::nms does not exist", "--force-reinstall torch torchvision")
+    fails(
+        "the pair",
+        findings,
+        "torch ==2.5.0",
+        "not built for each other",
+        "python -m pip install --upgrade torch torchvision",
+    )
+    fails(
+        "import torchvision",
+        findings,
+        "operator torchvision::nms does not exist",
+        "--force-reinstall torch torchvision",
+    )
     assert found("import torch", findings).mark == "ok"
 
 
@@ -128,7 +173,7 @@ def test_mismatched_and_broken_torchvision(tmp_path, monkeypatch):
     ("import os; os.abort()", "the process"),
     ("raise SystemExit(0)", "SystemExit"),
     ("raise ImportError('libcudart.so.12: cannot open shared object file')", "libcudart.so.12"),
-])  # fmt: skip
+])
 def test_torch_that_cannot_be_imported(tmp_path, monkeypatch, code, words):
     package(tmp_path, "torch", code, "2.15.0")
     monkeypatch.syspath_prepend(tmp_path)
@@ -143,10 +188,11 @@ def test_torch_that_cannot_be_imported(tmp_path, monkeypatch, code, words):
     ("OSError: [WinError 126] The specified module could not be found", "vc_redist"),
     ("no answer within 60 seconds", "try again"),
     ("ImportError: DLL load failed", "--force-reinstall"),
-])  # fmt: skip
+])
 def test_advice_fits_the_error(error, advice):
     class Failing(Silent):
-        def answer(self): return {"error": error}
+        def answer(self):
+            return {"error": error}
 
     fails("import torch", doctor._guarded(doctor._import_torch, Failing(), 2), error, advice)
     fails("import torchvision", doctor._guarded(doctor._import_torchvision, Failing()), error, advice)
@@ -164,7 +210,8 @@ def test_missing_and_outdated_packages(tmp_path, monkeypatch):
 
 
 def test_metadata_that_nobody_can_read(monkeypatch):
-    def damaged(name): raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    def damaged(name):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
     monkeypatch.setattr(doctor.metadata, "version", damaged)
     (finding,) = doctor._guarded(doctor._packages)
     assert finding.mark == "hint" and "this check itself broke down (UnicodeDecodeError" in finding.problem
@@ -199,10 +246,13 @@ def test_file_that_hides_a_package(tmp_path, quick):
 def test_tiny_shared_memory(tmp_path, monkeypatch, quick):
     real = shutil.disk_usage
     for free, mark in ((16 << 20, "FAILS"), (64 << 20, "hint"), (2 << 30, "ok")):
-        monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(free, 0, free) if str(place) == "/dev/shm" else real(place))
+        monkeypatch.setattr(
+            shutil, "disk_usage", lambda place: Usage(free, 0, free) if str(place) == "/dev/shm" else real(place)
+        )
         findings = diagnose(tmp_path)
         assert found("shared memory", findings).mark == mark
-        if mark == "FAILS": fails("shared memory", findings, "bus error", "--shm-size=2g", "--num_workers 0")
+        if mark == "FAILS":
+            fails("shared memory", findings, "bus error", "--shm-size=2g", "--num_workers 0")
 
 
 def test_no_shared_memory_folder(monkeypatch):
@@ -219,14 +269,16 @@ def test_full_disk(tmp_path, monkeypatch, quick):
 
 
 def test_disk_that_is_full_of_files(tmp_path, monkeypatch):
-    if not hasattr(os, "statvfs"): pytest.skip("this system does not count files")
+    if not hasattr(os, "statvfs"):
+        pytest.skip("this system does not count files")
     monkeypatch.setattr(os, "statvfs", lambda place: namedtuple("Entries", "f_files f_favail")(1000, 0))
     fails("data folder", doctor._guarded(doctor._folder, "data folder", tmp_path, ""), "names of more files")
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.EPERM])
 def test_folder_that_cannot_be_written_to(tmp_path, monkeypatch, quick, code):
-    def refuse(*_, dir, **__): raise OSError(code, os.strerror(code), str(dir))
+    def refuse(*_, dir, **__):
+        raise OSError(code, os.strerror(code), str(dir))
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     findings = diagnose(tmp_path)
     fails("current folder", findings, "nothing can be written", os.strerror(code), "work in another folder")
@@ -240,7 +292,9 @@ def test_a_folder_that_really_cannot_be_written_to(quick):
 @pytest.mark.skipif(os.name != "posix", reason="the current folder cannot be removed on Windows")
 def test_current_folder_that_was_removed(tmp_path):
     code = f"import os; os.chdir({str(tmp_path)!r}); os.rmdir({str(tmp_path)!r})\n"
-    code += "from pytorch_course import doctor\ndoctor._Probe.start = lambda self: setattr(self, 'failed', 'not asked')\n"
+    code += (
+        "from pytorch_course import doctor\ndoctor._Probe.start = lambda self: setattr(self, 'failed', 'not asked')\n"
+    )
     code += "raise SystemExit(doctor.print_report(doctor.diagnose()))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
@@ -251,7 +305,8 @@ def test_little_memory_makes_the_probes_take_turns(tmp_path, monkeypatch):
     started = []
 
     class Counting(Silent):
-        def __init__(self, name): self.start, self.stop = (lambda: started.append(name)), (lambda: None)
+        def __init__(self, name):
+            self.start, self.stop = (lambda: started.append(name)), (lambda: None)
 
     monkeypatch.setattr(doctor, "_Probe", Counting)
     monkeypatch.setattr(doctor, "_available_memory", lambda: 128 << 20)
@@ -273,7 +328,8 @@ def test_limit_on_open_files(monkeypatch):
 def test_another_system(tmp_path, monkeypatch, quick):
     "What Windows and macOS do not have is missing; nothing breaks down."
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(100 << 30, 0, 100 << 30))  # here it needs os.statvfs
-    for name in ("sched_getaffinity", "statvfs", "sysconf"): monkeypatch.delattr(os, name, raising=False)
+    for name in ("sched_getaffinity", "statvfs", "sysconf"):
+        monkeypatch.delattr(os, name, raising=False)
     real = Path.is_file
     monkeypatch.setattr(Path, "is_file", lambda path: not str(path).startswith(("/proc", "/sys")) and real(path))
     monkeypatch.setitem(sys.modules, "resource", None)
@@ -285,9 +341,17 @@ def test_another_system(tmp_path, monkeypatch, quick):
 
 def test_every_check_may_break_down(tmp_path, monkeypatch, quick):
     "Each function that a check calls raises something unexpected, in turn; the others still answer."
-    for module, name in ((shutil, "disk_usage"), (doctor.platform, "python_version"), (doctor.time, "strftime"), (doctor, "getproxies"),
-                         (doctor.metadata, "requires"), (doctor, "_available_memory"), (doctor, "_usable_cores")):  # fmt: skip
-        def surprise(*_, **__): raise ZeroDivisionError("surprise")
+    for module, name in (
+        (shutil, "disk_usage"),
+        (doctor.platform, "python_version"),
+        (doctor.time, "strftime"),
+        (doctor, "getproxies"),
+        (doctor.metadata, "requires"),
+        (doctor, "_available_memory"),
+        (doctor, "_usable_cores"),
+    ):
+        def surprise(*_, **__):
+            raise ZeroDivisionError("surprise")
         with monkeypatch.context() as patched:
             patched.setattr(module, name, surprise)
             findings = diagnose(tmp_path)
@@ -302,7 +366,11 @@ def test_name_of_a_gpu_that_torch_does_not_see(monkeypatch, said, gpu):
     assert doctor._nvidia() == gpu
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     problem, advice = doctor._gpu_unused({"picked": "cpu", "cuda": "13.2", "rocm": None, "warnings": []})
-    assert (problem, advice) == (None, None) if gpu is None else (gpu in problem and advice == "unset CUDA_VISIBLE_DEVICES")
+    assert (
+        (problem, advice) == (None, None)
+        if gpu is None
+        else (gpu in problem and advice == "unset CUDA_VISIBLE_DEVICES")
+    )
 
 
 class Answering(BaseHTTPRequestHandler):
@@ -310,11 +378,13 @@ class Answering(BaseHTTPRequestHandler):
         self.send_response(503 if "broken" in self.path else 404)
         self.end_headers()
 
-    def log_message(self, *_): pass
+    def log_message(self, *_):
+        pass
 
 
 def test_mirror(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     server = HTTPServer(("127.0.0.1", 0), Answering)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/"
@@ -326,12 +396,19 @@ def test_mirror(monkeypatch):
         server.server_close()
     fails("mirror", [doctor._mirror(address)], "nothing could be downloaded", "unset PYTORCH_COURSE_MIRROR")
     fails("mirror", [doctor._mirror("https://[half")], "nothing could be downloaded")
-    for wrong in ("http://mirror.example/course", "mirror.example", "file:///course", "http://127.0.0.1:secret@mirror.example/"):
+    for wrong in (
+        "http://mirror.example/course",
+        "mirror.example",
+        "file:///course",
+        "http://127.0.0.1:secret@mirror.example/",
+    ):
         assert "secret" not in str(doctor._mirror(wrong))
         fails("mirror", [doctor._mirror(wrong)], "only https", "https://")
 
 
 def test_console_that_prints_ascii_only():
     code = "from pytorch_course.doctor import *; print_report([Finding('folder', 'donn\\u00e9es \\u72ac')])"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "donn\\xe9es \\u72ac" in done.stdout, done.stderr

@@ -28,7 +28,15 @@ from torch.utils.data import DataLoader
 
 from pytorch_course import files, get_data as get_data_module, images
 from pytorch_course.data import ImageFolder, create_dataloaders
-from pytorch_course.files import DownloadError, RemoteFile, download, extract_tar, extract_zip, remove_stale_files, atomic_folder
+from pytorch_course.files import (
+    DownloadError,
+    RemoteFile,
+    download,
+    extract_tar,
+    extract_zip,
+    remove_stale_files,
+    atomic_folder,
+)
 from pytorch_course.get_data import get_data
 from pytorch_course.images import ImageError, ImageTransform, open_image
 
@@ -42,7 +50,11 @@ needs_links = pytest.mark.skipif(not POSIX, reason="links need special rights on
 def everything(folder):
     "All files below a folder with their content, links with their target."
     return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
         for path in sorted(folder.rglob("*"))
     }
 
@@ -60,26 +72,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body=BODY, status=200, length="right", **headers):
         self.send_response(status)
-        if length is not None: self.send_header("Content-Length", str(len(body)) if length == "right" else length)
-        for name, value in headers.items(): self.send_header(name, value)
+        if length is not None:
+            self.send_header("Content-Length", str(len(body)) if length == "right" else length)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def play_good(self): self.answer()
-    def play_cut(self): self.answer(BODY[:50_000], length=str(len(BODY)))
-    def play_cut_once(self): self.play_cut() if self.server.asked.count(self.path) == 1 else self.answer()
-    def play_long(self): self.answer(BODY + b"more", length=str(len(BODY) + 4))
-    def play_short_length(self): self.answer(length=str(len(BODY) - 1))
-    def play_no_length(self): self.answer(length=None)
-    def play_cut_no_length(self): self.answer(BODY[:50_000], length=None)
-    def play_odd_length(self): self.answer(length={"words": "many", "negative": "-5", "huge": "9" * 40}[Path(self.path).parent.name])
-    def play_missing(self): self.answer(b"<html>Not found</html>", status=404)
-    def play_broken(self): self.answer(b"", status=503)
-    def play_login(self): self.answer(b"\n\n<!DOCTYPE html>\n<HTML><body>Welcome! Please log in.</body></HTML>")
-    def play_other(self): self.answer(BODY[::-1])
-    def play_to_http(self): self.answer(b"", status=302, Location=f"http://{self.server.elsewhere}/good/data.bin")
-    def play_loop(self): self.answer(b"", status=302, Location=self.path)
-    def play_empty(self): self.close_connection = True
+    def play_good(self):
+        self.answer()
+    def play_cut(self):
+        self.answer(BODY[:50_000], length=str(len(BODY)))
+    def play_cut_once(self):
+        self.play_cut() if self.server.asked.count(self.path) == 1 else self.answer()
+    def play_long(self):
+        self.answer(BODY + b"more", length=str(len(BODY) + 4))
+    def play_short_length(self):
+        self.answer(length=str(len(BODY) - 1))
+    def play_no_length(self):
+        self.answer(length=None)
+    def play_cut_no_length(self):
+        self.answer(BODY[:50_000], length=None)
+    def play_odd_length(self):
+        self.answer(length={"words": "many", "negative": "-5", "huge": "9" * 40}[Path(self.path).parent.name])
+    def play_missing(self):
+        self.answer(b"<html>Not found</html>", status=404)
+    def play_broken(self):
+        self.answer(b"", status=503)
+    def play_login(self):
+        self.answer(b"\n\n<!DOCTYPE html>\n<HTML><body>Welcome! Please log in.</body></HTML>")
+    def play_other(self):
+        self.answer(BODY[::-1])
+    def play_to_http(self):
+        self.answer(b"", status=302, Location=f"http://{self.server.elsewhere}/good/data.bin")
+    def play_loop(self):
+        self.answer(b"", status=302, Location=self.path)
+    def play_empty(self):
+        self.close_connection = True
 
     def play_stall(self):
         self.send_response(200)
@@ -89,7 +118,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
         self.server.closing.wait(20)
 
-    def play_silent(self): self.server.closing.wait(20)
+    def play_silent(self):
+        self.server.closing.wait(20)
 
     def play_slow(self):  # most of it, then nothing until the test goes on
         self.send_response(200)
@@ -101,7 +131,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.go_on.wait(20)
         self.wfile.write(self.server.body[most:])
 
-    def log_message(self, *args): pass
+    def log_message(self, *args):
+        pass
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -114,9 +145,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
 
-    def handle_error(self, request, client_address): pass  # the client has gone
+    def handle_error(self, request, client_address):
+        pass  # the client has gone
 
-    def url(self, part): return f"http://127.0.0.1:{self.server_port}/{part}/data.bin"
+    def url(self, part):
+        return f"http://127.0.0.1:{self.server_port}/{part}/data.bin"
 
     def close(self):
         self.closing.set(), self.go_on.set()
@@ -125,7 +158,15 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "PYTORCH_COURSE_MIRROR"):
+    for name in (
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "PYTORCH_COURSE_MIRROR",
+    ):
         monkeypatch.delenv(name, raising=False)
     server = Server()
     yield server
@@ -162,7 +203,8 @@ def test_row_18_second_attempt_succeeds(server, tmp_path, no_pause):
 
 def test_row_18_the_old_file_survives_a_cut(server, tmp_path):
     (tmp_path / "data.bin").write_bytes(b"an older version")
-    with pytest.raises(DownloadError): download(RemoteFile(server.url("cut"), RIGHT), tmp_path, attempts=1)
+    with pytest.raises(DownloadError):
+        download(RemoteFile(server.url("cut"), RIGHT), tmp_path, attempts=1)
     assert everything(tmp_path) == {"data.bin": b"an older version"}
 
 
@@ -170,7 +212,9 @@ def test_row_18_more_than_expected(server, tmp_path):
     fails(server, "long", tmp_path, "expected " + RIGHT[7:])
     fails(server, "good", tmp_path, "sends more than 1,000 bytes", max_bytes=1000)
     fails(server, "no_length", tmp_path, "sends more than 1,000 bytes", max_bytes=1000)
-    fails(server, "stall", tmp_path, "sends more than 10,000 bytes", max_bytes=10_000)  # the announced length is enough to know
+    fails(
+        server, "stall", tmp_path, "sends more than 10,000 bytes", max_bytes=10_000
+    )  # the announced length is enough to know
 
 
 def test_row_19_without_length(server, tmp_path):
@@ -185,9 +229,12 @@ def test_row_19_length_that_is_wrong(server, tmp_path):
 @pytest.mark.parametrize("kind", ["words", "negative", "huge"])
 def test_row_19_length_that_is_no_number(server, tmp_path, kind):
     "The file is whole in spite of it, or the download fails as any other; no other exception comes out."
-    try: path = download(RemoteFile(server.url(f"odd_length/{kind}"), RIGHT), tmp_path, attempts=1, timeout=(2, 0.3))
-    except DownloadError: assert everything(tmp_path) == {}
-    else: assert path.read_bytes() == BODY
+    try:
+        path = download(RemoteFile(server.url(f"odd_length/{kind}"), RIGHT), tmp_path, attempts=1, timeout=(2, 0.3))
+    except DownloadError:
+        assert everything(tmp_path) == {}
+    else:
+        assert path.read_bytes() == BODY
 
 
 def test_row_20_page_not_found(server, tmp_path, no_pause):
@@ -226,13 +273,17 @@ def test_row_22_killed_midway(server, tmp_path):
     "Two processes are killed while they download; the next one recovers and removes what they left."
     remote = RemoteFile(server.url("slow"), RIGHT)
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", KILLED_DOWNLOAD, remote.url, remote.hash, tmp_path], stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED_DOWNLOAD, remote.url, remote.hash, tmp_path], stderr=subprocess.PIPE
+        )
         wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob(f".data.bin.{process.pid}.part")), process)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.stderr.close()
         assert not (tmp_path / "data.bin").exists()
-        assert [path.name for path in tmp_path.iterdir()] == [f".data.bin.{process.pid}.part"]  # the second has removed the first one's
+        assert [path.name for path in tmp_path.iterdir()] == [
+            f".data.bin.{process.pid}.part"
+        ]  # the second has removed the first one's
     server.go_on.set()
     assert download(remote, tmp_path).read_bytes() == BODY
     assert list(everything(tmp_path)) == ["data.bin"]
@@ -254,12 +305,15 @@ with atomic_folder(sys.argv[2], "pets v1") as folder: extract_zip(sys.argv[1], f
 def test_row_22_killed_while_unpacking(tmp_path):
     archive = make_zip(tmp_path / "pets.zip", [(f"train/cat/{i}.txt", b"cat") for i in range(6)])
     target = tmp_path / "sets" / "pets"
-    process = subprocess.Popen([sys.executable, "-c", KILLED_UNPACKING, archive, target], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_UNPACKING, archive, target], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "three files\n"
     process.kill()
     process.communicate()
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
-    with atomic_folder(target, "pets v1") as folder: extract_zip(archive, folder)
+    with atomic_folder(target, "pets v1") as folder:
+        extract_zip(archive, folder)
     assert sorted(everything(target)) == [".source", "train", "train/cat", *(f"train/cat/{i}.txt" for i in range(6))]
     assert list(target.parent.iterdir()) == [target]
 
@@ -275,34 +329,59 @@ get_data.get_data("pets", sys.argv[3])
 
 @pytest.mark.skipif(not POSIX, reason="SIGKILL")
 def test_row_22_get_data_killed_midway(server, tmp_path, monkeypatch):
-    server.body = make_zip(tmp_path / "pets.zip", [(f"{split}/cat/1.png", png()) for split in ("train", "test")]).read_bytes()
+    server.body = make_zip(
+        tmp_path / "pets.zip", [(f"{split}/cat/1.png", png()) for split in ("train", "test")]
+    ).read_bytes()
     remote = RemoteFile(server.url("slow"), "sha256:" + hashlib.sha256(server.body).hexdigest())
     root = tmp_path / "data"
-    process = subprocess.Popen([sys.executable, "-c", KILLED_GET_DATA, remote.url, remote.hash, root], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_GET_DATA, remote.url, remote.hash, root], stderr=subprocess.PIPE
+    )
     wait_for(lambda: list(root.glob(".downloads/pets/.data.bin.*.part")), process)
     process.kill()
     process.communicate()
-    assert not (root / "pets").exists() and len(list(root.rglob("*.part"))) == 2  # the download, and the folder to be filled
+    assert (
+        not (root / "pets").exists() and len(list(root.rglob("*.part"))) == 2
+    )  # the download, and the folder to be filled
     server.go_on.set()
     monkeypatch.setitem(get_data_module._DATASETS, "pets", get_data_module._write_zip(remote))
     assert get_data("pets", root) == root / "pets"
     assert list(root.iterdir()) == [root / "pets"]
-    assert sorted(path.name for path in (root / "pets").rglob("*")) == [".source", "1.png", "1.png", "cat", "cat", "test", "train"]
+    assert sorted(path.name for path in (root / "pets").rglob("*")) == [
+        ".source",
+        "1.png",
+        "1.png",
+        "cat",
+        "cat",
+        "test",
+        "train",
+    ]
 
 
 def test_row_22_sweeping_spares_the_living(tmp_path):
     "Leftovers of running processes, of other people's names and look-alikes stay; so does what links lead to."
     ended = subprocess.Popen([sys.executable, "-c", "pass"])
     ended.wait()
-    stays = [f".a.{os.getppid()}.part", ".a.0.part", f".a.{2**40}.part", f".a.{'9' * 50}.part", f"a.{ended.pid}.part", f".{ended.pid}.part", ".a.part"]
-    for name in stays: (tmp_path / name).touch()
+    stays = [
+        f".a.{os.getppid()}.part",
+        ".a.0.part",
+        f".a.{2**40}.part",
+        f".a.{'9' * 50}.part",
+        f"a.{ended.pid}.part",
+        f".{ended.pid}.part",
+        ".a.part",
+    ]
+    for name in stays:
+        (tmp_path / name).touch()
     (tmp_path / f".a.{ended.pid}.part").touch()
     (tmp_path / f".b[1].{ended.pid}.part" / "inside").mkdir(parents=True)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
-    if POSIX: (tmp_path / f".c.{ended.pid}.part").symlink_to(tmp_path / "precious")
+    if POSIX:
+        (tmp_path / f".c.{ended.pid}.part").symlink_to(tmp_path / "precious")
     assert remove_stale_files(tmp_path, "x*") == 0
-    with files.atomic_write(tmp_path / "b[1]") as temporary: temporary.touch()  # brackets in a name are no pattern
+    with files.atomic_write(tmp_path / "b[1]") as temporary:
+        temporary.touch()  # brackets in a name are no pattern
     assert not list(tmp_path.glob(".b*"))
     assert remove_stale_files(tmp_path) == (2 if POSIX else 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stays, "b[1]", "precious"])
@@ -314,7 +393,9 @@ def test_row_23_wrong_hash(server, tmp_path, kind):
     (tmp_path / "sent").write_bytes(BODY[::-1])
     sent = files.file_hash(tmp_path / "sent", kind)
     expected = files.file_hash(Path(__file__), kind)
-    message = fails(server, "other", tmp_path / "got", f"{kind} is {sent}, expected {expected}", hash=f"{kind}:{expected}")
+    message = fails(
+        server, "other", tmp_path / "got", f"{kind} is {sent}, expected {expected}", hash=f"{kind}:{expected}"
+    )
     assert "a web page" not in message
 
 
@@ -325,38 +406,52 @@ def test_row_23_a_wrong_file_that_is_there_is_replaced(server, tmp_path):
 
 def test_row_24_stalled_server(server, tmp_path, no_pause):
     start = time.monotonic()
-    for part in ("stall", "silent"): fails(server, part, tmp_path, "no answer in time", attempts=2)
+    for part in ("stall", "silent"):
+        fails(server, part, tmp_path, "no answer in time", attempts=2)
     assert len(server.asked) == 4 and time.monotonic() - start < 8
 
 
 def test_row_24_disk_full(server, tmp_path, monkeypatch):
-    def full(descriptor): raise OSError(28, "No space left on device")
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"): download(RemoteFile(server.url("good"), RIGHT), tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        download(RemoteFile(server.url("good"), RIGHT), tmp_path)
     assert everything(tmp_path) == {}
 
 
 def test_row_25_no_plain_http(server, tmp_path, no_pause, monkeypatch):
     "Neither by itself, nor in place of https, nor through an address that only looks like this machine's."
     secure = server.url("good").replace("http://", "https://")
-    with pytest.raises(DownloadError, match="could not prove who it is"): download(RemoteFile(secure, RIGHT), tmp_path, attempts=2)
-    for host in ("example.org", "127.0.0.1:80@example.org", "127.0.0.1.example.org", "localhost.example.org:80", "127.0.0.2"):
-        with pytest.raises(DownloadError, match="is not https"): download(RemoteFile(f"http://{host}/data.bin", RIGHT), tmp_path)
+    with pytest.raises(DownloadError, match="could not prove who it is"):
+        download(RemoteFile(secure, RIGHT), tmp_path, attempts=2)
+    for host in (
+        "example.org",
+        "127.0.0.1:80@example.org",
+        "127.0.0.1.example.org",
+        "localhost.example.org:80",
+        "127.0.0.2",
+    ):
+        with pytest.raises(DownloadError, match="is not https"):
+            download(RemoteFile(f"http://{host}/data.bin", RIGHT), tmp_path)
     monkeypatch.setenv("PYTORCH_COURSE_MIRROR", "http://example.org/mirror")
-    with pytest.raises(DownloadError, match="is not https"): download(RemoteFile(secure, RIGHT), tmp_path)
+    with pytest.raises(DownloadError, match="is not https"):
+        download(RemoteFile(secure, RIGHT), tmp_path)
     assert everything(tmp_path) == {} and server.asked == [] and len(no_pause) == 1
 
 
 @pytest.fixture
 def secure_server(server, tmp_path, monkeypatch):
     "A server with a certificate that nobody has signed; and the file of it."
-    if not shutil.which("openssl"): pytest.skip("no openssl to make a certificate")
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     made = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1",
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], capture_output=True
-    )  # fmt: skip
-    if made.returncode: pytest.skip("this openssl cannot make a certificate")
+    )
+    if made.returncode:
+        pytest.skip("this openssl cannot make a certificate")
     secure = Server()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -369,7 +464,9 @@ def secure_server(server, tmp_path, monkeypatch):
 
 
 def test_row_25_redirected_from_https_to_http(secure_server, server, tmp_path):
-    assert download(RemoteFile(secure_server.url("good"), RIGHT), tmp_path / "good").read_bytes() == BODY  # the set-up works
+    assert (
+        download(RemoteFile(secure_server.url("good"), RIGHT), tmp_path / "good").read_bytes() == BODY
+    )  # the set-up works
     fails(secure_server, "to_http", tmp_path / "bad", "the address, or the one it redirects to, is not https")
     assert server.asked == []  # not even one on this machine
 
@@ -388,7 +485,8 @@ def make_zip(path, members, method=zipfile.ZIP_DEFLATED):
         warnings.simplefilter("ignore")  # two of the same name
         for name, content in members:
             info = zipfile.ZipInfo("placeholder") if isinstance(name, str) else name
-            if isinstance(name, str): info.filename = info.orig_filename = name  # as it is, whatever ZipInfo thinks of it
+            if isinstance(name, str):
+                info.filename = info.orig_filename = name  # as it is, whatever ZipInfo thinks of it
             archive.writestr(info, content, method)
     return path
 
@@ -423,14 +521,20 @@ def refused(folder, kind, members, contains, change=None):
     "An archive of these members is refused, by its name, and neither the target nor anything beside it changes."
     make, extract = MAKE[kind]
     archive = make(folder / f"archive.{kind}", members)
-    if change: archive.write_bytes(change(archive.read_bytes()))
+    if change:
+        archive.write_bytes(change(archive.read_bytes()))
     (folder / "target").mkdir(exist_ok=True)
     (folder / "target" / "mine.txt").write_text("mine")
     before = everything(folder)
     for target in (folder / "target", folder / "new"):
-        with pytest.raises(ValueError, match=contains) as caught: extract(archive, target)
+        with pytest.raises(ValueError, match=contains) as caught:
+            extract(archive, target)
         message = str(caught.value)
-        assert message.startswith(f"cannot unpack {archive}: ") and "\n" not in message and len(message) < 500 + len(str(archive))
+        assert (
+            message.startswith(f"cannot unpack {archive}: ")
+            and "\n" not in message
+            and len(message) < 500 + len(str(archive))
+        )
         assert everything(folder) == before
     return archive
 
@@ -459,20 +563,36 @@ def test_row_26_names_that_lead_outside(tmp_path, kind, name):
 
 
 def test_row_26_null_byte_in_a_name(tmp_path):
-    refused(tmp_path, "zip", [FINE, ("fine.txtX../evil", b"x")], "points outside", lambda data: data.replace(b"fine.txtX..", b"fine.txt\0.."))
+    refused(
+        tmp_path,
+        "zip",
+        [FINE, ("fine.txtX../evil", b"x")],
+        "points outside",
+        lambda data: data.replace(b"fine.txtX..", b"fine.txt\0.."),
+    )
 
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_row_27_symbolic_links(tmp_path, kind):
-    refused(tmp_path, kind, [FINE, (LINK[kind](), b"/etc" if kind == "zip" else b"")], "'special' is a link or a device")
+    refused(
+        tmp_path, kind, [FINE, (LINK[kind](), b"/etc" if kind == "zip" else b"")], "'special' is a link or a device"
+    )
 
 
 @pytest.mark.parametrize("kind", ["LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "CONTTYPE", "GNUTYPE_SPARSE"])
 def test_row_27_hard_links_devices_and_pipes_in_tar(tmp_path, kind):
     if kind == "CONTTYPE":  # an old name for a plain file
-        extract_tar(make_tar(tmp_path / "a.tar.gz", [(tar_special(getattr(tarfile, kind)), b"plain")]), tmp_path / "new")
+        extract_tar(
+            make_tar(tmp_path / "a.tar.gz", [(tar_special(getattr(tarfile, kind)), b"plain")]), tmp_path / "new"
+        )
         assert everything(tmp_path / "new") == {"special": b"plain"}
-    else: refused(tmp_path, "tar.gz", [FINE, (tar_special(getattr(tarfile, kind), "/etc/passwd"), b"")], "link or a device|damaged")
+    else:
+        refused(
+            tmp_path,
+            "tar.gz",
+            [FINE, (tar_special(getattr(tarfile, kind), "/etc/passwd"), b"")],
+            "link or a device|damaged",
+        )
 
 
 @pytest.mark.parametrize("kind", ["S_IFCHR", "S_IFBLK", "S_IFIFO", "S_IFSOCK"])
@@ -505,19 +625,25 @@ def test_row_28_two_of_the_same_name(tmp_path, kind, names):
 def test_row_28_folders_may_be_listed_twice(tmp_path, kind):
     make, extract = MAKE[kind]
     folder = "a/" if kind == "zip" else tar_special(tarfile.DIRTYPE)
-    if kind != "zip": folder.name = "a"
-    extract(make(tmp_path / f"x.{kind}", [(folder, b""), ("a/1.txt", b"1"), (folder, b""), ("./b/c/2.txt", b"2")]), tmp_path / "new")
+    if kind != "zip":
+        folder.name = "a"
+    extract(
+        make(tmp_path / f"x.{kind}", [(folder, b""), ("a/1.txt", b"1"), (folder, b""), ("./b/c/2.txt", b"2")]),
+        tmp_path / "new",
+    )
     assert everything(tmp_path / "new") == {"a": None, "a/1.txt": b"1", "b": None, "b/c": None, "b/c/2.txt": b"2"}
 
 
 def test_row_29_encrypted(tmp_path):
-    def encrypt(data): return data.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01")
+    def encrypt(data):
+        return data.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01")
     refused(tmp_path, "zip", [FINE, ("secret.txt", b"secret")], "is encrypted", encrypt)
 
 
 def test_row_29_packed_in_a_rare_way(tmp_path):
     archive = make_zip(tmp_path / "lzma.zip", [("a.txt", b"lzma can ask for any amount of memory")], zipfile.ZIP_LZMA)
-    with pytest.raises(ValueError, match="lzma.zip: 'a.txt' is packed in a rare way .method 14."): extract_zip(archive, tmp_path / "new")
+    with pytest.raises(ValueError, match="lzma.zip: 'a.txt' is packed in a rare way .method 14."):
+        extract_zip(archive, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     extract_zip(make_zip(tmp_path / "bz2.zip", [("a.txt", b"fine")], zipfile.ZIP_BZIP2), tmp_path / "new")
 
@@ -532,10 +658,15 @@ def test_row_29_link_that_stands_in_the_destination(tmp_path, kind, leads_to):
     (tmp_path / "outside" / "file.txt").write_text("precious")
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "set").symlink_to(tmp_path / leads_to)
-    for members in ([("set/file.txt", b"evil")], [("set", b"evil")], [("new.txt", b"fine"), ("set/a/file.txt", b"evil")]):
+    for members in (
+        [("set/file.txt", b"evil")],
+        [("set", b"evil")],
+        [("new.txt", b"fine"), ("set/a/file.txt", b"evil")],
+    ):
         archive = make(tmp_path / f"archive.{kind}", members)
         before = everything(tmp_path)
-        with pytest.raises(ValueError, match="set exists already"): extract(archive, tmp_path / "target")
+        with pytest.raises(ValueError, match="set exists already"):
+            extract(archive, tmp_path / "target")
         assert everything(tmp_path) == before
 
 
@@ -556,16 +687,20 @@ def test_row_30_bombs(tmp_path, kind, monkeypatch):
 
 def test_row_30_bomb_that_lies_about_its_size(tmp_path):
     "The sizes in the table of contents are small; the data are not."
-    def lie(data): return data.replace(struct.pack("<I", 20_000_000), struct.pack("<I", 1000))
+    def lie(data):
+        return data.replace(struct.pack("<I", 20_000_000), struct.pack("<I", 1000))
     refused(tmp_path, "zip", [FINE, ("zeros", bytes(20_000_000))], "'zeros' is damaged", lie)
 
 
 def test_row_30_sizes_that_are_too_large_or_negative(tmp_path):
     "The checksum is right, there are only fewer bytes than the table of contents says; and a tar header with a size below zero."
-    def lie(data): return data.replace(struct.pack("<II", 777, 777), struct.pack("<II", 777, 778))
+
+    def lie(data):
+        return data.replace(struct.pack("<II", 777, 777), struct.pack("<II", 777, 778))
     archive = make_zip(tmp_path / "a.zip", [("a.bin", NOISE[:777])], zipfile.ZIP_STORED)
     archive.write_bytes(lie(archive.read_bytes()))
-    with pytest.raises(ValueError, match="'a.bin' is damaged .777 bytes instead of 778"): extract_zip(archive, tmp_path / "new")
+    with pytest.raises(ValueError, match="'a.bin' is damaged .777 bytes instead of 778"):
+        extract_zip(archive, tmp_path / "new")
     def negative(data):
         plain = bytearray(gzip.decompress(data))
         plain[124:136] = b"\xff" * 12  # -1
@@ -581,15 +716,20 @@ def test_row_30_bomb_of_headers(tmp_path):
             info = tarfile.TarInfo(f"{i}.txt")
             info.pax_headers = {"comment": "x" * 50_000}
             archive.addfile(info)
-    with pytest.raises(ValueError, match="bytes or more from"): extract_tar(tmp_path / "x.tar.gz", tmp_path / "new")
+    with pytest.raises(ValueError, match="bytes or more from"):
+        extract_tar(tmp_path / "x.tar.gz", tmp_path / "new")
     for size in (1 << 20, 1 << 40, -512):
         greedy = tar_special(tarfile.XHDTYPE)
         greedy.size = size
         (tmp_path / "x.tar.gz").write_bytes(gzip.compress(greedy.tobuf(tarfile.GNU_FORMAT)))
-        with pytest.raises(ValueError, match="cannot unpack"): extract_tar(tmp_path / "x.tar.gz", tmp_path / "new")
+        with pytest.raises(ValueError, match="cannot unpack"):
+            extract_tar(tmp_path / "x.tar.gz", tmp_path / "new")
     header = tar_special(tarfile.XHDTYPE)
-    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) * 2000))  # headers of headers of headers
-    with pytest.raises(ValueError, match="cannot unpack"): extract_tar(tmp_path / "x.tar.gz", tmp_path / "new")
+    (tmp_path / "x.tar.gz").write_bytes(
+        gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) * 2000)
+    )  # headers of headers of headers
+    with pytest.raises(ValueError, match="cannot unpack"):
+        extract_tar(tmp_path / "x.tar.gz", tmp_path / "new")
     assert list(everything(tmp_path)) == ["x.tar.gz"]
 
 
@@ -603,7 +743,8 @@ def test_row_30_archives_in_archives_stay_packed(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", MAKE)
 def test_row_31_a_corrupt_member(tmp_path, kind):
-    def flip(data): return data[:30_000] + bytes([data[30_000] ^ 4]) + data[30_001:]
+    def flip(data):
+        return data[:30_000] + bytes([data[30_000] ^ 4]) + data[30_001:]
     refused(tmp_path, kind, [FINE, ("noise.bin", NOISE), ("last.txt", b"last")], "damaged", flip)
     refused(tmp_path, kind, [FINE, ("noise.bin", NOISE)], "damaged", lambda data: data[:20_000])
     refused(tmp_path, kind, [FINE], "damaged", lambda data: b"<html>moved</html>")
@@ -618,7 +759,9 @@ def test_row_31_a_tar_header_nobody_understands(tmp_path):
         plain[plain.index(b"last.txt")] ^= 1
         return gzip.compress(bytes(plain))
     refused(tmp_path, "tar.gz", [FINE, ("last.txt", b"")], "something follows the last file", spoil)
-    refused(tmp_path, "tar.gz", [FINE, ("last.txt", b"1"), ("later.txt", b"2")], "something follows the last file", spoil)
+    refused(
+        tmp_path, "tar.gz", [FINE, ("last.txt", b"1"), ("later.txt", b"2")], "something follows the last file", spoil
+    )
 
 
 @pytest.mark.parametrize("kind", MAKE)
@@ -630,9 +773,11 @@ def test_row_31_the_disk_is_full(tmp_path, kind, monkeypatch):
         if "b.bin" in target.name: raise OSError(28, "No space left on device")
         target.write(source.read())
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    with pytest.raises(OSError, match=f"cannot unpack .*x.{kind}: .*No space left on device"): extract(archive, tmp_path / "new")
+    with pytest.raises(OSError, match=f"cannot unpack .*x.{kind}: .*No space left on device"):
+        extract(archive, tmp_path / "new")
     assert list(everything(tmp_path)) == [archive.name]
-    with pytest.raises(FileNotFoundError, match="no archive at"): extract(tmp_path / "missing", tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="no archive at"):
+        extract(tmp_path / "missing", tmp_path / "new")
 
 
 @pytest.mark.parametrize("kind", MAKE)
@@ -646,7 +791,8 @@ def test_row_31_interrupted_while_things_move_to_their_place(tmp_path, kind, mon
         if len(renamed) == 2: raise KeyboardInterrupt
         return rename(path, new)
     monkeypatch.setattr(Path, "rename", second_fails)
-    with pytest.raises(KeyboardInterrupt): extract(archive, tmp_path / "target")
+    with pytest.raises(KeyboardInterrupt):
+        extract(archive, tmp_path / "target")
     assert everything(tmp_path / "target") == {}
 
 
@@ -663,7 +809,8 @@ def test_row_26_to_31_get_data_with_a_local_zip(tmp_path, rogue):
     members, message = ROGUES[rogue]
     archive = make_zip(tmp_path / "pets.zip", members)
     before = everything(tmp_path)
-    with pytest.raises(ValueError, match=f"cannot unpack {archive}: .*{message}"): get_data(archive, tmp_path / "data")
+    with pytest.raises(ValueError, match=f"cannot unpack {archive}: .*{message}"):
+        get_data(archive, tmp_path / "data")
     assert everything(tmp_path) == before
 
 
@@ -680,7 +827,8 @@ def png(size=(6, 4), color=(200, 30, 40), mode="RGB"):
 def pets(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(4): (tmp_path / "pets" / name / f"{i}.png").write_bytes(png())
+        for i in range(4):
+            (tmp_path / "pets" / name / f"{i}.png").write_bytes(png())
     return tmp_path / "pets"
 
 
@@ -698,31 +846,39 @@ def test_row_32_an_empty_class_is_an_error_that_names_it(pets):
         if clutter:
             (pets / "wolf" / clutter).parent.mkdir(exist_ok=True)
             (pets / "wolf" / clutter).write_bytes(png())
-        with pytest.raises(ValueError, match=f"no pictures in {pets / 'wolf'}; remove the folder or add .jpg"): ImageFolder(pets)
+        with pytest.raises(ValueError, match=f"no pictures in {pets / 'wolf'}; remove the folder or add .jpg"):
+            ImageFolder(pets)
 
 
 @pytest.mark.parametrize("clutter", [".ipynb_checkpoints", "__MACOSX", ".git", "cat/.ipynb_checkpoints", "cat/__MACOSX", "dog/deep/.thumbnails"])
 def test_row_33_hidden_folders_are_skipped_and_reported(pets, clutter):
     (pets / clutter / "below").mkdir(parents=True)
-    for place in (pets / clutter, pets / clutter / "below"): (place / "copy.png").write_bytes(png())
+    for place in (pets / clutter, pets / clutter / "below"):
+        (place / "copy.png").write_bytes(png())
     dataset, said = load(pets)
     assert dataset.classes == ["cat", "dog"] and len(dataset) == 8
     assert said == [f"{pets}: skipped what is hidden, a link, or no picture: {Path(clutter).name}/ (1)"]
 
 
 def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
-    for i in range(500): (pets / "cat" / f"IMG_{i}.HEIC").touch()
-    for name in ("list.csv", ".secret.png", "README"): (pets / "dog" / name).touch()
+    for i in range(500):
+        (pets / "cat" / f"IMG_{i}.HEIC").touch()
+    for name in ("list.csv", ".secret.png", "README"):
+        (pets / "dog" / name).touch()
     dataset, said = load(pets)
     assert len(dataset) == 8
-    assert said == [f"{pets}: skipped what is hidden, a link, or no picture: *.heic (500), * (1), *.csv (1), .secret.png (1)"]
-    for i in range(20): (pets / "cat" / f"x.kind{i:02}").touch()
+    assert said == [
+        f"{pets}: skipped what is hidden, a link, or no picture: *.heic (500), * (1), *.csv (1), .secret.png (1)"
+    ]
+    for i in range(20):
+        (pets / "cat" / f"x.kind{i:02}").touch()
     assert load(pets)[1][0].endswith("*.heic (500), * (1), *.csv (1), *.kind00 (1), *.kind01 (1), *.kind02 (1), ...")
 
 
 def test_row_33_litter_is_not_worth_a_warning(pets):
     for name in (".DS_Store", "._0.png", "Thumbs.db", "desktop.ini"):
-        for place in (pets, pets / "cat"): (place / name).write_bytes(b"litter")
+        for place in (pets, pets / "cat"):
+            (place / name).write_bytes(b"litter")
     dataset, said = load(pets)
     assert len(dataset) == 8 and said == []
 
@@ -737,7 +893,8 @@ def test_row_33_one_warning_for_a_folder_however_often_it_is_read(pets):
 @pytest.mark.skipif(not POSIX or os.getuid() == 0, reason="needs a folder that cannot be read")
 def test_row_33_a_folder_that_cannot_be_read(pets):
     (pets / "cat" / "deep").mkdir(mode=0)
-    with pytest.raises(PermissionError, match="deep"): ImageFolder(pets)
+    with pytest.raises(PermissionError, match="deep"):
+        ImageFolder(pets)
 
 
 def test_row_33_os_walk_does_not_swallow_errors(pets, monkeypatch):
@@ -745,7 +902,8 @@ def test_row_33_os_walk_does_not_swallow_errors(pets, monkeypatch):
         if Path(path).name == "dog": raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(PermissionError, match="dog"): ImageFolder(pets)
+    with pytest.raises(PermissionError, match="dog"):
+        ImageFolder(pets)
 
 
 def pictures_that_fail():
@@ -755,7 +913,8 @@ def pictures_that_fail():
     noise.save(jpeg, format="JPEG")
     noise.save(gif, format="GIF")
     bomb = {size: io.BytesIO() for size in (9_000, 10_000, 14_000)}  # our cap; where Pillow warns; where Pillow refuses
-    for size, file in bomb.items(): Image.new("1", (size, size)).save(file, format="PNG")
+    for size, file in bomb.items():
+        Image.new("1", (size, size)).save(file, format="PNG")
     float_tiff, eps = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.ones((4, 4), np.float32)).save(float_tiff, format="TIFF")
     noise.save(eps, format="EPS")
@@ -782,7 +941,8 @@ TO_TENSOR = ImageTransform(image_size=8)
 
 
 def first_error(dataset, num_workers):
-    try: list(DataLoader(dataset, batch_size=3, num_workers=num_workers))
+    try:
+        list(DataLoader(dataset, batch_size=3, num_workers=num_workers))
     except ImageError as error:
         # PyTorch raises a worker's error from a frame that keeps the error: a circle, which delays the end of the workers by ten seconds.
         error.__traceback__ = None
@@ -809,14 +969,17 @@ def test_row_34_a_file_that_has_vanished(pets):
     (pets / "dog" / "2.png").unlink()
     messages = [first_error(dataset, num_workers) for num_workers in (0, 2)]
     assert messages == [f"no picture file at {pets / 'dog' / '2.png'}"] * 2
-    with pytest.raises(FileNotFoundError): dataset[6]
+    with pytest.raises(FileNotFoundError):
+        dataset[6]
 
 
 def test_row_35_a_decoder_that_is_verbose(tmp_path, monkeypatch):
-    def verbose(file): raise OSError("bad\n  very\n  bad")
+    def verbose(file):
+        raise OSError("bad\n  very\n  bad")
     (tmp_path / "a.png").write_bytes(png())
     monkeypatch.setattr(Image, "open", verbose)
-    with pytest.raises(ImageError, match="a.png: bad very bad$"): open_image(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.png: bad very bad$"):
+        open_image(tmp_path / "a.png")
 
 
 def test_row_36_the_cap_is_a_number_of_pixels(tmp_path, monkeypatch):
@@ -824,7 +987,8 @@ def test_row_36_the_cap_is_a_number_of_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     open_image(tmp_path / "a.png")
     monkeypatch.setattr(images, "MAX_PIXELS", 99)
-    with pytest.raises(ImageError, match="a.png: 10 x 10 pixels, more than 99"): open_image(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.png: 10 x 10 pixels, more than 99"):
+        open_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
@@ -833,7 +997,8 @@ def test_row_36_the_cap_is_a_number_of_pixels(tmp_path, monkeypatch):
 def test_row_37_sixteen_bits_are_rescaled(tmp_path, ending, order, turned):
     levels = np.linspace(0, 65_535, 96).round().astype(np.uint16).reshape(8, 12)
     exif = Image.Exif()
-    if turned: exif[0x0112] = 6
+    if turned:
+        exif[0x0112] = 6
     Image.fromarray((np.rot90(levels) if turned else levels).astype(order)).save(tmp_path / f"a.{ending}", exif=exif)
     read = np.asarray(open_image(tmp_path / f"a.{ending}"))
     assert read.shape == (8, 12, 3) and read.min() == 0 and read.max() == 255
@@ -843,7 +1008,8 @@ def test_row_37_sixteen_bits_are_rescaled(tmp_path, ending, order, turned):
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_row_37_floats_are_refused(tmp_path, kind):
     Image.fromarray(np.linspace(0, 70_000, 96).astype(kind).reshape(8, 12)).save(tmp_path / "a.tiff")
-    with pytest.raises(ImageError, match="a.tiff: pixels are stored as '[IF]' without a fixed range"): open_image(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match="a.tiff: pixels are stored as '[IF]' without a fixed range"):
+        open_image(tmp_path / "a.tiff")
 
 
 @needs_links
@@ -877,19 +1043,24 @@ class Hangs(ImageTransform):
     "As on a network disk that has gone: for a long time, one picture does not arrive."
 
     def __call__(self, image):
-        if image.width == 7: time.sleep(4)
+        if image.width == 7:
+            time.sleep(4)
         return super().__call__(image)
 
 
 def test_row_39_default_timeout(pets):
     loaders = create_dataloaders(pets, pets, TO_TENSOR, batch_size=2, num_workers=2)[:2]
     assert [loader.timeout for loader in loaders] == [120, 120]
-    assert [loader.timeout for loader in create_dataloaders(pets, pets, TO_TENSOR, batch_size=2)[:2]] == [0, 0]  # nobody to wait for
+    assert [loader.timeout for loader in create_dataloaders(pets, pets, TO_TENSOR, batch_size=2)[:2]] == [
+        0,
+        0,
+    ]  # nobody to wait for
 
 
 def test_row_39_a_hung_worker_is_noticed(pets):
     (pets / "cat" / "2.png").write_bytes(png((7, 7)))
     _, test_dataloader, _ = create_dataloaders(pets, pets, Hangs(image_size=8), batch_size=2, num_workers=1, timeout=1)
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match="timed out after 1"): list(test_dataloader)
+    with pytest.raises(RuntimeError, match="timed out after 1"):
+        list(test_dataloader)
     assert time.monotonic() - start < 20

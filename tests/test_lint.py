@@ -1,4 +1,5 @@
 """What no module of the package may do, found in its syntax trees: run code from a file, unpack unchecked, fetch over plain HTTP."""
+
 import ast
 import re
 from pathlib import Path
@@ -40,9 +41,10 @@ OWN_MACHINE = re.compile(r"http://(127\.0\.0\.1|localhost|\[::1\])(?=[:/]|$)")
 
 
 def dotted(node, names):
-    "The full name of a function, as `torch.load` for `load` after `from torch import load`; \"\" when it is no plain name."
+    'The full name of a function, as `torch.load` for `load` after `from torch import load`; "" when it is no plain name.'
     parts = []
-    while isinstance(node, ast.Attribute): parts, node = [node.attr, *parts], node.value
+    while isinstance(node, ast.Attribute):
+        parts, node = [node.attr, *parts], node.value
     if not isinstance(node, ast.Name): return ""
     return ".".join([names.get(node.id, node.id), *parts])
 
@@ -60,7 +62,9 @@ def imported(tree):
 
 def docstrings(tree):
     "The nodes of all docstrings and of other texts that stand alone: they are read, not used."
-    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    return {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
 
 
 def violations(source):
@@ -70,26 +74,35 @@ def violations(source):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Name, ast.Attribute)):  # the name is enough: it may be called later, under another one
             name = dotted(node, names)
-            if name in FORBIDDEN_CALLS: found.append((node.lineno, f"{name}: {FORBIDDEN_CALLS[name]}"))
+            if name in FORBIDDEN_CALLS:
+                found.append((node.lineno, f"{name}: {FORBIDDEN_CALLS[name]}"))
             method = node.attr if isinstance(node, ast.Attribute) else names.get(node.id, "").rpartition(".")[2]
-            if method in FORBIDDEN_METHODS and name not in FORBIDDEN_CALLS: found.append((node.lineno, f"{method}: {FORBIDDEN_METHODS[method]}"))
+            if method in FORBIDDEN_METHODS and name not in FORBIDDEN_CALLS:
+                found.append((node.lineno, f"{method}: {FORBIDDEN_METHODS[method]}"))
         if isinstance(node, ast.Call):
             given = {keyword.arg: keyword.value for keyword in node.keywords}
             safe = isinstance(given.get("weights_only"), ast.Constant) and given["weights_only"].value is True
             if dotted(node.func, names) in ("torch.load", "torch.serialization.load") and not safe:
                 found.append((node.lineno, "torch.load without weights_only=True"))
             for name, value in given.items():
-                if isinstance(value, ast.Constant) and (name, value.value) in FORBIDDEN_KEYWORDS: found.append((node.lineno, f"{name}={value.value}"))
+                if isinstance(value, ast.Constant) and (name, value.value) in FORBIDDEN_KEYWORDS:
+                    found.append((node.lineno, f"{name}={value.value}"))
         if isinstance(node, ast.Dict):  # `{"weights_only": False}` for `**options`
             for key, value in zip(node.keys, node.values):
-                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and (key.value, value.value) in FORBIDDEN_KEYWORDS:
+                if (
+                    isinstance(key, ast.Constant)
+                    and isinstance(value, ast.Constant)
+                    and (key.value, value.value) in FORBIDDEN_KEYWORDS
+                ):
                     found.append((node.lineno, f"{key.value}={value.value}"))
         if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)) and id(node) not in prose:
             text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
             for match in re.finditer("http://", text, re.IGNORECASE):
                 address = text[match.start() :]
-                if not address.startswith(NAMESPACES) and not OWN_MACHINE.match(address): found.append((node.lineno, f"plain HTTP: {address[:40]}"))
-        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names): found.append((node.lineno, "import *"))
+                if not address.startswith(NAMESPACES) and not OWN_MACHINE.match(address):
+                    found.append((node.lineno, f"plain HTTP: {address[:40]}"))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names):
+            found.append((node.lineno, "import *"))
     return sorted(found)
 
 

@@ -26,7 +26,7 @@ FashionMNIST, CIFAR10 = torchvision_datasets.FashionMNIST, torchvision_datasets.
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FASHION_FOLDERS = [  # "T-shirt/top" cannot be a folder's name
     "T-shirt-top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
-]  # fmt: skip
+]
 
 
 def md5(content: bytes) -> str:
@@ -53,7 +53,9 @@ class Published:
             def log_message(self, *args):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+        )
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
@@ -99,7 +101,9 @@ def fashion(published, monkeypatch):
 @pytest.fixture
 def cifar(published, monkeypatch):
     "Fifty training pictures in five batches and ten test pictures as CIFAR-10's archive; split -> pictures (N, 32, 32, 3)."
-    batches = {f"data_batch_{i}": random_pixels(i, 10, 3, 32, 32) for i in range(1, 6)} | {"test_batch": random_pixels(6, 10, 3, 32, 32)}
+    batches = {f"data_batch_{i}": random_pixels(i, 10, 3, 32, 32) for i in range(1, 6)} | {
+        "test_batch": random_pixels(6, 10, 3, 32, 32)
+    }
     members = {name: {"data": pixels.reshape(10, -1), "labels": list(range(10))} for name, pixels in batches.items()}
     members["batches.meta"] = {"label_names": CIFAR_CLASSES}
     packed = {name: pickle.dumps(content, protocol=2) for name, content in members.items()}
@@ -110,7 +114,9 @@ def cifar(published, monkeypatch):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     monkeypatch.setattr(CIFAR10, "tgz_md5", published.write("cifar-10-python.tar.gz", file.getvalue()))
-    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", md5(packed[f"data_batch_{i}"])] for i in range(1, 6)])
+    monkeypatch.setattr(
+        CIFAR10, "train_list", [[f"data_batch_{i}", md5(packed[f"data_batch_{i}"])] for i in range(1, 6)]
+    )
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(packed["test_batch"])]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5(packed["batches.meta"])})
     pictures = {name: pixels.transpose(0, 2, 3, 1) for name, pixels in batches.items()}
@@ -155,7 +161,9 @@ def test_batches_come_out(name, fashion, cifar, tmp_path):
     from pytorch_course.images import ImageTransform
 
     splits = find_splits(get_data(name, tmp_path / "data"))
-    train_dataloader, test_dataloader, class_names = create_dataloaders(*splits, ImageTransform(image_size=32), batch_size=10)
+    train_dataloader, test_dataloader, class_names = create_dataloaders(
+        *splits, ImageTransform(image_size=32), batch_size=10
+    )
     X, y = next(iter(train_dataloader))
     assert X.shape == (10, 3, 32, 32) and len(class_names) == 10
     assert sorted(int(label) for _, labels in test_dataloader for label in labels) == list(range(10))

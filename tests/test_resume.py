@@ -21,12 +21,14 @@ from small_training import EPOCHS, STEPS, fit, make_trainer
 HERE = Path(__file__).resolve().parent
 
 
-class Crash(Exception): pass
+class Crash(Exception):
+    pass
 
 
 class CrashAt(Callback):
     "Ends the training after a step, or at the end of an epoch."
-    def __init__(self, step=None, epoch=None): self.step, self.at = step, epoch
+    def __init__(self, step=None, epoch=None):
+        self.step, self.at = step, epoch
 
     def after_batch(self, trainer):
         if trainer.steps == self.step: raise Crash
@@ -35,11 +37,13 @@ class CrashAt(Callback):
         if len(trainer.history) == self.at: raise Crash
 
 
-def every_step(folder): return CheckpointManager(folder, every_steps=1)
+def every_step(folder):
+    return CheckpointManager(folder, every_steps=1)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory): return fit(tmp_path_factory.mktemp("whole") / "run")
+def uninterrupted(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("whole") / "run")
 
 
 def test_row_11_the_reference_is_exact_itself(uninterrupted, tmp_path):
@@ -51,25 +55,29 @@ def test_row_11_the_reference_is_exact_itself(uninterrupted, tmp_path):
 
 @pytest.mark.parametrize("where", [{"step": 1}, {"step": 7}, {"step": 11}, {"epoch": 1}, {"step": 12}, {"step": 18}, {"epoch": 2}, {"step": STEPS}])
 def test_row_11_resume_in_the_middle(uninterrupted, tmp_path, where):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(**where)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(**where)])
     assert fit(tmp_path / "run", resume=True) == uninterrupted
 
 
 @pytest.mark.parametrize("before, after", [(2, 2), (0, 2), (2, 0), (2, 1)])
 @pytest.mark.parametrize("where", [{"step": 18}, {"epoch": 1}], ids=["middle", "boundary"])
 def test_row_12_resume_with_workers(uninterrupted, tmp_path, before, after, where):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), num_workers=before, extra=[CrashAt(**where)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), num_workers=before, extra=[CrashAt(**where)])
     assert fit(tmp_path / "run", num_workers=after, resume=True) == uninterrupted
 
 
 def test_row_11_interrupted_again_and_again(uninterrupted, tmp_path):
     for step in range(2, STEPS, 5):
-        with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(step)], resume=True)
+        with pytest.raises(Crash):
+            fit(every_step(tmp_path / "run"), extra=[CrashAt(step)], resume=True)
     assert fit(tmp_path / "run", resume=True) == uninterrupted
 
 
 def test_row_11_other_chance_at_the_start_makes_no_difference(uninterrupted, tmp_path):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(18)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(18)])
     trainer = make_trainer(seed=99)  # other weights
     torch.manual_seed(5)
     trainer.callbacks[2].make_scheduler(trainer.optimizer)
@@ -84,7 +92,18 @@ def test_row_11_function_style(tmp_path):
         model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         loaders = DataLoader(data, 8, shuffle=True), DataLoader(data, 8)
-        results = train(model, *loaders, optimizer, nn.CrossEntropyLoss(), epochs, "cpu", progress=False, checkpoint_dir=folder, seed=1, **kwargs)
+        results = train(
+            model,
+            *loaders,
+            optimizer,
+            nn.CrossEntropyLoss(),
+            epochs,
+            "cpu",
+            progress=False,
+            checkpoint_dir=folder,
+            seed=1,
+            **kwargs,
+        )
         return results, [p.tolist() for p in model.parameters()]
 
     whole = run(tmp_path / "whole", 4)
@@ -94,7 +113,9 @@ def test_row_11_function_style(tmp_path):
 
 
 def figures_of(*words):
-    done = subprocess.run([sys.executable, "-m", "tests.campaign", *words], cwd=HERE.parent, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.campaign", *words], cwd=HERE.parent, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return {name: int(number) for name, number in re.findall(r"(\w+) (\d+)", done.stdout.splitlines()[-1])}
 
@@ -117,41 +138,54 @@ def test_row_02_disk_full_keeps_the_old(tmp_path, monkeypatch):
     real = os.fsync
 
     def full(descriptor):
-        if "step-00000006" in os.readlink(f"/proc/self/fd/{descriptor}"): raise OSError(28, "No space left on device")
+        if "step-00000006" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, "No space left on device")
         return real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"step-00000006.pt: No space left on device; it needs .* last good checkpoint is .*step-00000004.pt"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"step-00000006.pt: No space left on device; it needs .* last good checkpoint is .*step-00000004.pt",
+    ):
         fit(CheckpointManager(tmp_path / "run", every_steps=1))
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000002.pt", "step-00000004.pt"]
 
 
 def test_row_03_to_06_falls_back_loudly(uninterrupted, tmp_path):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(18)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(18)])
     newest, older = CheckpointManager(tmp_path / "run").paths()
     content = bytearray(newest.read_bytes())
     content[len(content) // 3] ^= 16
     newest.write_bytes(content)
-    with pytest.warns(ResumeWarning, match=rf"{newest.name}: .* going back to {older.name}"): assert fit(tmp_path / "run", resume=True) == uninterrupted
+    with pytest.warns(ResumeWarning, match=rf"{newest.name}: .* going back to {older.name}"):
+        assert fit(tmp_path / "run", resume=True) == uninterrupted
 
 
 def test_row_09_other_classes(tmp_path):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
     from small_training import Augmented
     before = Augmented.classes
     Augmented.classes = ["low", "tall"]
     try:
-        with pytest.raises(ValueError, match=r"step-\d+.pt is from a training on the classes \['low', 'high'\]; the data have \['low', 'tall'\]"):
+        with pytest.raises(
+            ValueError,
+            match=r"step-\d+.pt is from a training on the classes \['low', 'high'\]; the data have \['low', 'tall'\]",
+        ):
             fit(tmp_path / "run", resume=True)
-    finally: Augmented.classes = before
+    finally:
+        Augmented.classes = before
 
 
 def test_row_10_nan_stops_and_keeps_the_last_finite(tmp_path):
     class Poison(Callback):
         def before_batch(self, trainer):
-            if trainer.steps == 6: trainer.batch = (trainer.batch[0] * float("nan"), trainer.batch[1])
+            if trainer.steps == 6:
+                trainer.batch = (trainer.batch[0] * float("nan"), trainer.batch[1])
 
-    with pytest.raises(TrainingError, match="the loss is nan at step 7"): fit(every_step(tmp_path / "run"), extra=[Poison()])
+    with pytest.raises(TrainingError, match="the loss is nan at step 7"):
+        fit(every_step(tmp_path / "run"), extra=[Poison()])
     path, values = CheckpointManager(tmp_path / "run").newest()
     assert values["steps"] == 6
     content = torch.load(path, weights_only=True)
@@ -159,16 +193,20 @@ def test_row_10_nan_stops_and_keeps_the_last_finite(tmp_path):
 
 
 def test_row_13_another_number_of_threads_is_said(tmp_path):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.warns(ResumeWarning, match=f"threads {threads}, now {threads + 1}"): fit(tmp_path / "run", resume=True)
-    finally: torch.set_num_threads(threads)
+        with pytest.warns(ResumeWarning, match=f"threads {threads}, now {threads + 1}"):
+            fit(tmp_path / "run", resume=True)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_row_11_without_change_nothing_is_said(tmp_path):
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(tmp_path / "run", resume=True)
@@ -190,7 +228,9 @@ print("result", hash(repr(fit(folder, num_workers, [Slow()], resume=resume))), f
 def start(folder, num_workers, *words):
     env = {**os.environ, "PYTHONPATH": str(HERE), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-c", SCRIPT, folder, str(num_workers), *words]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=HERE, start_new_session=True)
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=HERE, start_new_session=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +245,15 @@ def result_of_a_process(tmp_path_factory):
 def test_row_14_15_signals_finish_the_step_and_save(result_of_a_process, tmp_path, number, status, to_all, num_workers):
     "Python ends by the signal itself after an uncaught KeyboardInterrupt, which a shell shows as 130; to all: as a terminal or a cluster sends it."
     process = start(str(tmp_path / "run"), num_workers)
-    while process.stdout.readline().strip() != "step 14": assert process.poll() is None, process.stderr.read()
+    while process.stdout.readline().strip() != "step 14":
+        assert process.poll() is None, process.stderr.read()
     os.killpg(process.pid, number) if to_all else process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     last = int(out.splitlines()[-1].split()[1]) if out else 14
-    saved = next(step for step in range(last, STEPS + 1) if step % 11 % 2 == 0)  # two batches are a group, and an epoch has 11
+    saved = next(
+        step for step in range(last, STEPS + 1) if step % 11 % 2 == 0
+    )  # two batches are a group, and an epoch has 11
     assert f"stopped after step {saved}, saved in" in err
     assert CheckpointManager(tmp_path / "run").paths()[0].name == f"step-{saved:08d}.pt"
     out, err = start(str(tmp_path / "run"), num_workers, "resume").communicate(timeout=120)
@@ -220,7 +263,8 @@ def test_row_14_15_signals_finish_the_step_and_save(result_of_a_process, tmp_pat
 def test_row_16_files_of_killed_processes_are_swept(uninterrupted, tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    with pytest.raises(Crash): fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
+    with pytest.raises(Crash):
+        fit(every_step(tmp_path / "run"), extra=[CrashAt(5)])
     (tmp_path / "run" / f".step-00000009.pt.{gone.pid}.part").write_bytes(b"x" * 1000)
     assert fit(tmp_path / "run", resume=True) == uninterrupted
     assert not list((tmp_path / "run").glob(".*"))
@@ -231,10 +275,12 @@ def test_row_17_a_folder_that_cannot_be_written_is_found_first(tmp_path):
     steps = []
 
     class Count(Callback):
-        def after_batch(self, trainer): steps.append(1)
+        def after_batch(self, trainer):
+            steps.append(1)
 
     for folder in (tmp_path / "file" / "run", "/proc/run"):
-        with pytest.raises(CheckpointError, match="cannot write checkpoints to"): fit(folder, extra=[Count()])
+        with pytest.raises(CheckpointError, match="cannot write checkpoints to"):
+            fit(folder, extra=[Count()])
     assert not steps
 
 
@@ -252,10 +298,13 @@ def test_checkpoints_cost_at_most_one_percent_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(CheckpointManager, "_check_weights", slow)
 
     class Clock(Callback):
-        def after_batch(self, trainer): now[0] += 0.1
+        def after_batch(self, trainer):
+            now[0] += 0.1
 
     data = TensorDataset(torch.randn(400, 2), torch.arange(400) % 2)
     model = nn.Linear(2, 2)
-    trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[Clock()], progress=False)
+    trainer = Trainer(
+        model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[Clock()], progress=False
+    )
     trainer.fit(100, DataLoader(data, 4, shuffle=True), checkpoint_dir=tmp_path / "run")  # 10,000 steps, 1,000 s
     assert 5 <= spent[0] <= 0.01 * now[0] + 1.0  # and the first and the last, which are always made

@@ -1,4 +1,5 @@
 """Rows 11 and 12 of the fault table once more, for everything that people hang on a training: a cut in the middle must not show in the end."""
+
 import random
 from functools import partial
 
@@ -20,10 +21,12 @@ DATA = TensorDataset(X, Y)
 
 class Cut(Callback):
     "As if Ctrl-C had been pressed in a step."
-    def __init__(self, at): self.at = at
+    def __init__(self, at):
+        self.at = at
 
     def after_batch(self, trainer):
-        if trainer.steps == self.at: trainer.keeper.signals.received = 2
+        if trainer.steps == self.at:
+            trainer.keeper.signals.received = 2
 
 
 class MixedIn:
@@ -34,42 +37,52 @@ class MixedIn:
 
 
 class Drawing(TensorDataset):
-    def __getitem__(self, i): return self.tensors[0][i] + 0.1 * torch.randn(8) * random.random(), self.tensors[1][i]
+    def __getitem__(self, i):
+        return self.tensors[0][i] + 0.1 * torch.randn(8) * random.random(), self.tensors[1][i]
 
 
 class Stream(IterableDataset):
-    def __iter__(self): return ((x + 0.1 * torch.randn(8), y) for x, y in zip(X, Y))
+    def __iter__(self):
+        return ((x + 0.1 * torch.randn(8), y) for x, y in zip(X, Y))
 
 
 class OwnDice(Sampler):
-    def __init__(self): self.dice = np.random.default_rng(0)
+    def __init__(self):
+        self.dice = np.random.default_rng(0)
 
-    def __iter__(self): return iter(self.dice.permutation(48).tolist())
+    def __iter__(self):
+        return iter(self.dice.permutation(48).tolist())
 
-    def __len__(self): return 48
+    def __len__(self):
+        return 48
 
 
 class Hooks(Callback):
     "Draws in every hook, and lets the draws change the weights."
     def change(self, trainer):
-        with torch.no_grad(): trainer.model[0].bias += 0.01 * torch.rand(())
+        with torch.no_grad():
+            trainer.model[0].bias += 0.01 * torch.rand(())
 
     before_epoch = after_epoch = after_batch = change
 
-    def before_batch(self, trainer): trainer.batch = (trainer.batch[0] * float(np.random.uniform(0.9, 1.1)), trainer.batch[1])
+    def before_batch(self, trainer):
+        trainer.batch = (trainer.batch[0] * float(np.random.uniform(0.9, 1.1)), trainer.batch[1])
 
 
 class Unfreeze(Callback):
-    def before_fit(self, trainer): trainer.model[0].requires_grad_(False)
+    def before_fit(self, trainer):
+        trainer.model[0].requires_grad_(False)
 
     def before_epoch(self, trainer):
-        if trainer.epochs_done == 1: trainer.model[0].requires_grad_(True)
+        if trainer.epochs_done == 1:
+            trainer.model[0].requires_grad_(True)
 
 
 class Remembers(Callback):
     remembers = ("total",)
 
-    def before_fit(self, trainer): self.total = 0.0
+    def before_fit(self, trainer):
+        self.total = 0.0
 
     def before_batch(self, trainer):
         self.total += trainer.batch[0].mean().item()
@@ -78,11 +91,14 @@ class Remembers(Callback):
 
 class Share:
     "A metric object in the style of torchmetrics."
-    def reset(self): self.right = self.seen = 0
+    def reset(self):
+        self.right = self.seen = 0
 
-    def update(self, logits, y): self.right, self.seen = self.right + int((logits.argmax(1) == y).sum()), self.seen + len(y)
+    def update(self, logits, y):
+        self.right, self.seen = self.right + int((logits.argmax(1) == y).sum()), self.seen + len(y)
 
-    def compute(self): return self.right / self.seen
+    def compute(self):
+        return self.right / self.seen
 
 
 class CenterLoss(nn.Module):
@@ -91,7 +107,8 @@ class CenterLoss(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
 
-    def forward(self, logits, y): return nn.functional.cross_entropy(logits * self.scale, y)
+    def forward(self, logits, y):
+        return nn.functional.cross_entropy(logits * self.scale, y)
 
 
 class Masked(nn.Sequential):
@@ -102,32 +119,53 @@ class Masked(nn.Sequential):
 
 
 class DrawsInEvaluation(nn.Sequential):
-    def forward(self, x): return super().forward(x + 0.1 * torch.randn_like(x))
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
 
 
-def net(kind=nn.Sequential): return kind(nn.Linear(8, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 3))
+def net(kind=nn.Sequential):
+    return kind(nn.Linear(8, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 3))
 
 
-def pictures(): return nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 16, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 2), nn.Dropout(0.3), nn.Flatten(), nn.Linear(8 * 2 * 2, 3))
+def pictures():
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 2, 2)),
+        nn.Conv2d(2, 16, 2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 2),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(8 * 2 * 2, 3),
+    )
 
 
 shuffled = partial(DataLoader, DATA, 8, shuffle=True)
 WAYS = {
     "plain": {},
     "no validation": {"valid": lambda: None},
-    "weighted sampler": {"loader": lambda: DataLoader(DATA, 8, sampler=WeightedRandomSampler(torch.arange(1.0, 49), 48))},
+    "weighted sampler": {
+        "loader": lambda: DataLoader(DATA, 8, sampler=WeightedRandomSampler(torch.arange(1.0, 49), 48))
+    },
     "sampler with its own dice": {"loader": lambda: DataLoader(DATA, 8, sampler=OwnDice())},
     "random collate_fn": {"loader": lambda: shuffled(collate_fn=MixedIn())},
     "tensors with noise": {"loader": lambda: DataLoader(Drawing(X, Y), 8, shuffle=True)},
     "stream": {"loader": lambda: DataLoader(Stream(), 8)},
-    "single samples": {"loader": lambda: DataLoader(TensorDataset(X.view(6, 8, 8), Y.view(6, 8)), batch_size=None, shuffle=True)},
+    "single samples": {
+        "loader": lambda: DataLoader(TensorDataset(X.view(6, 8, 8), Y.view(6, 8)), batch_size=None, shuffle=True)
+    },
     "list of batches": {"loader": lambda: list(zip(X.split(8), Y.split(8)))},
     "bfloat16": {"options": {"precision": "bf16"}},
     "float16 with its scaler": {"options": {"precision": "fp16"}},
     "channels last": {"model": pictures},
-    "channels last, bfloat16, fused": {"model": pictures, "options": {"precision": "bf16"}, "optimizer": partial(torch.optim.Adam, lr=0.01, fused=True)},
+    "channels last, bfloat16, fused": {
+        "model": pictures,
+        "options": {"precision": "bf16"},
+        "optimizer": partial(torch.optim.Adam, lr=0.01, fused=True),
+    },
     "contiguous": {"model": pictures, "options": {"channels_last": False}},
-    "plateau and best weights": {"callbacks": lambda: [LRScheduler(partial(ReduceLROnPlateau, patience=0)), BestWeights()]},
+    "plateau and best weights": {
+        "callbacks": lambda: [LRScheduler(partial(ReduceLROnPlateau, patience=0)), BestWeights()]
+    },
     "hooks that draw": {"callbacks": lambda: [Hooks()]},
     "unfreezing": {"callbacks": lambda: [Unfreeze()], "cuts": (9, 14)},
     "callback with a memory": {"callbacks": lambda: [Remembers()]},
@@ -138,17 +176,43 @@ WAYS = {
 }
 
 
-def trained(folder, cut=None, resume=False, loader=shuffled, valid=lambda: DataLoader(DATA, 16), callbacks=list, metrics=lambda: None, loss=nn.CrossEntropyLoss, model=net,
-            options={}, optimizer=partial(torch.optim.Adam, lr=0.01), **_):
+def trained(
+    folder,
+    cut=None,
+    resume=False,
+    loader=shuffled,
+    valid=lambda: DataLoader(DATA, 16),
+    callbacks=list,
+    metrics=lambda: None,
+    loss=nn.CrossEntropyLoss,
+    model=net,
+    options={},
+    optimizer=partial(torch.optim.Adam, lr=0.01),
+    **_,
+):
     torch.manual_seed(1)
     model, loss_fn = model(), loss()
     optimizer = optimizer([*model.parameters(), *loss_fn.parameters()])
     cutting = [] if cut is None else [Cut(cut)]
-    trainer = Trainer(model, loss_fn, optimizer, metrics(), callbacks=[*callbacks(), *cutting], progress=False, silence=("unshuffled", "overlap", "random_validation"), **options)
-    try: trainer.fit(3, loader(), valid(), checkpoint_dir=folder, resume=resume, seed=7)
-    except KeyboardInterrupt: assert cut is not None
-    else: assert cut is None
-    return repr(trainer.history), [value.tolist() for value in (*model.state_dict().values(), *loss_fn.state_dict().values())]
+    trainer = Trainer(
+        model,
+        loss_fn,
+        optimizer,
+        metrics(),
+        callbacks=[*callbacks(), *cutting],
+        progress=False,
+        silence=("unshuffled", "overlap", "random_validation"),
+        **options,
+    )
+    try:
+        trainer.fit(3, loader(), valid(), checkpoint_dir=folder, resume=resume, seed=7)
+    except KeyboardInterrupt:
+        assert cut is not None
+    else:
+        assert cut is None
+    return repr(trainer.history), [
+        value.tolist() for value in (*model.state_dict().values(), *loss_fn.state_dict().values())
+    ]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -164,7 +228,10 @@ def test_row_11_a_cut_does_not_show(tmp_path, way):
 
 def test_row_12_validation_does_not_depend_on_workers(tmp_path):
     valid = lambda workers: lambda: DataLoader(DATA, 16, num_workers=workers)
-    results = [trained(tmp_path / str(n), model=WAYS["model that draws in evaluation"]["model"], valid=valid(n)) for n in (0, 2)]
+    results = [
+        trained(tmp_path / str(n), model=WAYS["model that draws in evaluation"]["model"], valid=valid(n))
+        for n in (0, 2)
+    ]
     assert results[0] == results[1]
 
 
@@ -173,19 +240,30 @@ def test_row_14_stopped_while_validating(tmp_path, metrics):
     class Stops(Dataset):
         trainer = None
 
-        def __len__(self): return 48
+        def __len__(self):
+            return 48
 
         def __getitem__(self, i):
-            if i == 20 and self.trainer: self.trainer.keeper.signals.received = 2
+            if i == 20 and self.trainer:
+                self.trainer.keeper.signals.received = 2
             return DATA[i]
 
     def run(folder, stop, resume):
         torch.manual_seed(1)
         model, data = net(), Stops()
-        trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters()), metrics(), progress=False, silence=("overlap",))
+        trainer = Trainer(
+            model,
+            nn.CrossEntropyLoss(),
+            torch.optim.Adam(model.parameters()),
+            metrics(),
+            progress=False,
+            silence=("overlap",),
+        )
         data.trainer = trainer if stop else None
-        try: trainer.fit(2, shuffled(), DataLoader(data, 16), checkpoint_dir=folder, resume=resume, seed=7)
-        except KeyboardInterrupt: assert stop
+        try:
+            trainer.fit(2, shuffled(), DataLoader(data, 16), checkpoint_dir=folder, resume=resume, seed=7)
+        except KeyboardInterrupt:
+            assert stop
         return repr(trainer.history)
 
     whole = run(tmp_path / "whole", False, False)
@@ -199,19 +277,26 @@ def test_row_17_what_cannot_be_saved_is_found_first(tmp_path):
             super().reset()
             self.device = torch.device("cpu")
 
-    with pytest.raises(ValueError, match=r"metric share\['device'\] is of type device"): trained(tmp_path / "run", metrics=lambda: {"share": Strange()})
+    with pytest.raises(ValueError, match=r"metric share\['device'\] is of type device"):
+        trained(tmp_path / "run", metrics=lambda: {"share": Strange()})
     assert not list((tmp_path / "run").iterdir())
 
 
 def test_row_09_other_callbacks_are_named(tmp_path):
     trained(tmp_path / "run", cut=8)
-    with pytest.raises(ValueError, match="was saved with none, now there are Remembers 1"): trained(tmp_path / "run", resume=True, callbacks=lambda: [Remembers()])
+    with pytest.raises(ValueError, match="was saved with none, now there are Remembers 1"):
+        trained(tmp_path / "run", resume=True, callbacks=lambda: [Remembers()])
 
 
 def test_row_11_other_data_in_the_middle_of_an_epoch(tmp_path):
     trained(tmp_path / "run", cut=8)
-    for other in (lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True), lambda: DataLoader(DATA, 7, shuffle=True)):
-        with pytest.raises(ValueError, match="the data have changed since .*; in the middle of an epoch that cannot be resumed"):
+    for other in (
+        lambda: DataLoader(TensorDataset(X[:40], Y[:40]), 8, shuffle=True),
+        lambda: DataLoader(DATA, 7, shuffle=True),
+    ):
+        with pytest.raises(
+            ValueError, match="the data have changed since .*; in the middle of an epoch that cannot be resumed"
+        ):
             trained(tmp_path / "run", resume=True, loader=other)
 
 
@@ -228,7 +313,8 @@ def test_going_back_behind_a_damaged_checkpoint(tmp_path):
     whole = trained(tmp_path / "whole")
     trained(CheckpointManager(tmp_path / "run", every_steps=3))
     (tmp_path / "run" / "step-00000018.pt").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="going back to step-00000015.pt"): trained(CheckpointManager(tmp_path / "run", keep=1, every_steps=100), cut=16, resume=True)
+    with pytest.warns(UserWarning, match="going back to step-00000015.pt"):
+        trained(CheckpointManager(tmp_path / "run", keep=1, every_steps=100), cut=16, resume=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000016.pt"]
     assert trained(tmp_path / "run", resume=True) == whole
 

@@ -1,4 +1,5 @@
 """The scripts that `scaffold` writes, in a Python that has torch, torchvision and tqdm but none of the packages below."""
+
 import importlib
 import json
 import os
@@ -57,7 +58,9 @@ def python(tmp_path_factory):
 
     def run(*words, cwd=folder):
         env = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+        )
 
     return run
 
@@ -78,10 +81,12 @@ def modules(scripts, monkeypatch):
     "The scaffolded modules, imported under their own names."
     names = ("data_setup", "model_builder", "engine", "utils", "food_shapes")
     monkeypatch.syspath_prepend(scripts)
-    for name in names: monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     loaded = {name: importlib.import_module(name) for name in names}
     yield loaded
-    for name in names: sys.modules.pop(name, None)
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("name", WITHOUT)
@@ -107,11 +112,19 @@ def test_train_and_predict_on_food_shapes(scripts, python):
     done = python(scripts / "train.py", *flags.split())
     assert (done.returncode, done.stderr) == (0, "")
     assert "epoch 2/2" in done.stdout and (scripts / "models" / "tinyvgg.pth").is_file()
-    done = python(scripts / "predict.py", "steak/0000.jpg", "sushi/0000.jpg", "--topk", 3, cwd=scripts / "data" / "food_shapes" / "test")
+    done = python(
+        scripts / "predict.py",
+        "steak/0000.jpg",
+        "sushi/0000.jpg",
+        "--topk",
+        3,
+        cwd=scripts / "data" / "food_shapes" / "test",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["steak/0000.jpg", "sushi/0000.jpg"]
-    for line in lines: assert sorted(line.split()[1::2]) == ["pizza", "steak", "sushi"]
+    for line in lines:
+        assert sorted(line.split()[1::2]) == ["pizza", "steak", "sushi"]
     _, info = load_model(scripts / "models" / "tinyvgg.pth")
     assert info.class_names == ["pizza", "steak", "sushi"] and info.transform.image_size == 64
     assert info.arguments == {"input_shape": 3, "hidden_units": 10, "output_shape": 3, "image_size": 64}
@@ -128,7 +141,15 @@ def test_every_model_and_flag_on_a_folder_of_jpegs(scripts, python, tmp_path, mo
                 (folder / split / f"a {kind}" / f"{name}.JPEG").write_bytes(data)
     flags = f"--model {model} --epochs 1 --learning_rate 0.01 --batch_size 4 --hidden_units 6 --image_size 32 --seed 1 --device cpu"
     elsewhere = copytree(scripts, tmp_path / "scripts", ignore=lambda *_: ["data", "models", "__pycache__"])
-    done = python(elsewhere / "train.py", "--train_dir", "my photos/train", "--test_dir", "my photos/test", *flags.split(), cwd=tmp_path)
+    done = python(
+        elsewhere / "train.py",
+        "--train_dir",
+        "my photos/train",
+        "--test_dir",
+        "my photos/test",
+        *flags.split(),
+        cwd=tmp_path,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in (elsewhere / "models").iterdir()) == [f"{model}.pth"]
     done = python(elsewhere / "predict.py", "a pizza/0003.JPEG", cwd=folder / "test")
@@ -141,7 +162,10 @@ def test_same_seed_same_model(scripts, python, tmp_path):
     weights = []
     for n, seed in enumerate((1, 1, 2)):
         folder = copytree(scripts, tmp_path / str(n), ignore=lambda *_: ["models", "__pycache__"])
-        assert python(folder / "train.py", "--epochs", 1, "--image_size", 16, "--seed", seed, "--device", "cpu").returncode == 0
+        assert (
+            python(folder / "train.py", "--epochs", 1, "--image_size", 16, "--seed", seed, "--device", "cpu").returncode
+            == 0
+        )
         weights.append(load_model(folder / "models" / "tinyvgg.pth")[0].state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
@@ -172,7 +196,9 @@ def test_the_teaching_script_runs_unchanged(scripts, python, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     history = json.loads(done.stdout.splitlines()[-1])
     assert list(history) == ["train_loss", "train_acc", "test_loss", "test_acc"]
-    assert all(len(numbers) == 5 and all(isinstance(number, float) for number in numbers) for numbers in history.values())
+    assert all(
+        len(numbers) == 5 and all(isinstance(number, float) for number in numbers) for numbers in history.values()
+    )
     assert history["train_loss"][-1] < history["train_loss"][0]
     weights = torch.load(tmp_path / "models" / "tinyvgg_model.pth", weights_only=True)
     assert weights["classifier.1.weight"].shape == (3, 10 * 13 * 13)
@@ -230,7 +256,16 @@ def small_training(train, lr=0.1, epochs=2, samples=40, **options):
     X, y = torch.randn(samples, 6), torch.randint(3, (samples,))
     batches = list(zip(X.split(16), y.split(16), strict=True)) if samples else []
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
-    results = train(model, batches, batches[:2], torch.optim.SGD(model.parameters(), lr=lr), nn.CrossEntropyLoss(), epochs, "cpu", **options)
+    results = train(
+        model,
+        batches,
+        batches[:2],
+        torch.optim.SGD(model.parameters(), lr=lr),
+        nn.CrossEntropyLoss(),
+        epochs,
+        "cpu",
+        **options,
+    )
     return results, [weights.tolist() for weights in model.state_dict().values()]
 
 
@@ -258,9 +293,12 @@ def test_the_bar_is_there_in_a_terminal_and_leaves_no_trace(modules, capfd, monk
 def test_mistakes_in_a_call_of_the_short_train(modules):
     train = modules["engine"].train
     assert small_training(train, epochs=0)[0] == {"train_loss": [], "train_acc": [], "test_loss": [], "test_acc": []}
-    with pytest.raises(ValueError, match="epochs must be 0 or more, not -1"): small_training(train, epochs=-1)
-    with pytest.raises(ValueError, match="training loss became (nan|inf) in epoch 1; lower the learning rate"): small_training(train, lr=1e30)
-    with pytest.raises(ValueError, match="no batch"): small_training(train, samples=0)
+    with pytest.raises(ValueError, match="epochs must be 0 or more, not -1"):
+        small_training(train, epochs=-1)
+    with pytest.raises(ValueError, match="training loss became (nan|inf) in epoch 1; lower the learning rate"):
+        small_training(train, lr=1e30)
+    with pytest.raises(ValueError, match="no batch"):
+        small_training(train, samples=0)
 
 
 @pytest.mark.parametrize("script, heavy", [("engine.py", ("Trainer", "heckpoint", "signals", "Stream")), ("data_setup.py", ("Cache", "mmap", "seeds"))])
@@ -278,7 +316,8 @@ def test_nothing_is_written_when_something_fails(tmp_path, monkeypatch):
         return write(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError): scaffold(tmp_path / "deep" / "scripts")
+    with pytest.raises(OSError):
+        scaffold(tmp_path / "deep" / "scripts")
     assert len(written) == 5 and list(tmp_path.iterdir()) == []
 
 

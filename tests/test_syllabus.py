@@ -21,14 +21,20 @@ TOPICS = {
     "indexing and slicing, column assignment": ("00_tensors", "## Indexing and slicing"),
     "cat against stack": ("00_tensors", "## Joining: `cat` or `stack`?"),
     "@, matmul, *, mul": ("00_tensors", "## Arithmetic"),
-    "out= resizes with a warning, raises with requires_grad": ("00_tensors", "### Mistake: `out=` with the wrong shape"),
+    "out= resizes with a warning, raises with requires_grad": (
+        "00_tensors",
+        "### Mistake: `out=` with the wrong shape",
+    ),
     "sum().item()": ("00_tensors", "### Summing up"),
     "in-place operations": ("00_tensors", "## In-place operations, and why to avoid them"),
     "broadcasting": ("00_tensors", "## Broadcasting"),
     "devices; current_accelerator": ("00_tensors", "## Devices"),
     "seeds": ("00_tensors", "## Seeds and reproducibility"),
     "decoded pictures are kept": ("2_data/28_image_cache", "## A store that fills itself"),
-    "scaling by multiplication differs in the last bit": ("2_data/28_image_cache", "### Mistake: a multiplication instead of a division"),
+    "scaling by multiplication differs in the last bit": (
+        "2_data/28_image_cache",
+        "### Mistake: a multiplication instead of a division",
+    ),
     "a whole batch from the data set": ("2_data/28_image_cache", "## A batch that is whole already"),
     "augmentation per picture, for a whole batch": ("2_data/28_image_cache", "## Many small lotteries"),
     # 01 Data
@@ -38,14 +44,20 @@ TOPICS = {
     "when workers help": ("2_data/27_custom_datasets", "### When do workers help?"),
     "TensorDataset on iris; float64": ("2_data/27_custom_datasets", "### Mistake: float64 features"),
     "random_split with a generator, dataset +": ("2_data/27_custom_datasets", "### Parts and sums"),
-    "halves of a split share one transform": ("2_data/27_custom_datasets", "### Mistake: the two halves of a split share one transform"),
+    "halves of a split share one transform": (
+        "2_data/27_custom_datasets",
+        "### Mistake: the two halves of a split share one transform",
+    ),
     "ImageFolder, class_to_idx": ("01_data", "## What real folders contain"),
     "augmentation for training only": ("01_data", "## Augmentation: for training only"),
     "flips and rotation": ("2_data/27_custom_datasets", "## Augmentation, and who gets it"),
     "folders that lack a class": ("01_data", "### Mistake: folders that number their classes apart"),
     "files and a CSV": ("2_data/27_custom_datasets", "## Files and a list"),
     "a CSV without a header": ("2_data/27_custom_datasets", "### Mistake: the header that was a picture"),
-    "FashionMNIST, CIFAR10, labels_map, 3x3 grid, next(iter(loader))": ("2_data/27_custom_datasets", "## Ready-made sets"),
+    "FashionMNIST, CIFAR10, labels_map, 3x3 grid, next(iter(loader))": (
+        "2_data/27_custom_datasets",
+        "## Ready-made sets",
+    ),
     "scaling, normalising, v2, ToTensor is deprecated": ("1_basics/13_images", "## From picture to batch"),
     "one-hot labels as a picklable class": ("2_data/27_custom_datasets", "## Labels as vectors"),
     "samplers": ("2_data/27_custom_datasets", "## In which order?"),
@@ -134,8 +146,14 @@ TOPICS = {
     "checkpoints of one or several models": ("3_training/37_checkpoint_files", "## Several models in one file"),
     "warm starts": ("3_training/36_transfer_weights", "## Warm starts"),
     "VGG16-style pretrained weights": ("3_training/36_transfer_weights", "## The weights of a giant"),
-    "same-seed resume replays epoch 0's order": ("3_training/37_checkpoint_files", "### Mistake: the order of epoch 0, again"),
-    "saving over the only checkpoint": ("3_training/37_checkpoint_files", "### Mistake: saving over the only checkpoint"),
+    "same-seed resume replays epoch 0's order": (
+        "3_training/37_checkpoint_files",
+        "### Mistake: the order of epoch 0, again",
+    ),
+    "saving over the only checkpoint": (
+        "3_training/37_checkpoint_files",
+        "### Mistake: saving over the only checkpoint",
+    ),
     # 06 Going modular
     "script without a __main__ guard": ("4_tools/51_scaffold", "### Mistake: a script without a guard"),
     "cell mode against script mode": ("06_going_modular", "## Cells are good for thinking"),
@@ -149,15 +167,27 @@ TOPICS = {
     "command: scaffold": ("06_going_modular", "## scaffold"),
     "python -m pytorch_course": ("06_going_modular", "## The front door"),
     # mistakes that belong to these lessons
-    "one sigmoid output with CrossEntropyLoss": ("03_gradients", "### Mistake: one sigmoid output with CrossEntropyLoss"),
+    "one sigmoid output with CrossEntropyLoss": (
+        "03_gradients",
+        "### Mistake: one sigmoid output with CrossEntropyLoss",
+    ),
     "shuffled test loader misaligns predictions": ("3_training/42_evaluation", "### Mistake: the shuffled test loader"),
-    "training transform on validation data": ("2_data/27_custom_datasets", "### Mistake: training transform on validation data"),
-    "unshuffled training on sorted classes": ("2_data/27_custom_datasets", "### Mistake: unshuffled training on sorted classes"),
+    "training transform on validation data": (
+        "2_data/27_custom_datasets",
+        "### Mistake: training transform on validation data",
+    ),
+    "unshuffled training on sorted classes": (
+        "2_data/27_custom_datasets",
+        "### Mistake: unshuffled training on sorted classes",
+    ),
     "stacked Linear layers collapse": ("02_model", "### Mistake: linear layers without an activation"),
     "fixed 13*13 head": ("02_model", "### Mistake: the fixed 13 x 13"),
     "RGBA gives 4 channels": ("2_data/27_custom_datasets", "### Mistake: RGBA image gives 4 channels"),
     "missing eval()": ("02_model", "### Mistake: the missing eval()"),
-    "lambda transforms cannot be pickled": ("2_data/27_custom_datasets", "### Mistake: lambda transforms cannot be pickled by spawned workers"),
+    "lambda transforms cannot be pickled": (
+        "2_data/27_custom_datasets",
+        "### Mistake: lambda transforms cannot be pickled by spawned workers",
+    ),
 }
 
 # module.name -> the first parameters, in their order
@@ -217,7 +247,12 @@ APIS = {
 def test_topic_has_its_heading(topic):
     notebook, heading = TOPICS[topic]
     cells = json.loads((NBS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    lines = [line.strip() for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
+    lines = [
+        line.strip()
+        for cell in cells
+        if cell["cell_type"] == "markdown"
+        for line in "".join(cell["source"]).splitlines()
+    ]
     assert heading in lines, f"{notebook} has no heading {heading!r}"
 
 
@@ -225,7 +260,8 @@ def test_topic_has_its_heading(topic):
 def test_api_has_its_name_and_arguments(name):
     module, *attributes = name.split(".")
     found = import_module(f"pytorch_course.{module}")
-    for attribute in attributes: found = getattr(found, attribute)
+    for attribute in attributes:
+        found = getattr(found, attribute)
     parameters = list(inspect.signature(found).parameters)
     assert parameters[: len(APIS[name])] == APIS[name]
     assert inspect.getdoc(found), f"{name} has no docstring"

@@ -48,9 +48,21 @@ main()  # in a function, so that the wrapped model is gone before Python cleans 
 def torchrun(folder, kill):
     folder.mkdir(exist_ok=True)
     (folder / "script.py").write_text(SCRIPT)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc_per_node=2", folder / "script.py", folder, kill]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        "--nproc_per_node=2",
+        folder / "script.py",
+        folder,
+        kill,
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
-    done = subprocess.run([str(word) for word in line], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [str(word) for word in line], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode == 0) == (kill == "no"), done.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)] if kill == "no" else None
 
@@ -64,4 +76,5 @@ def test_row_40_a_killed_rank_ends_all_and_the_next_start_goes_on(tmp_path):
     assert 7 <= max(steps) <= 8 and not (tmp_path / "killed" / "rank0.json").exists()
     assert torchrun(tmp_path / "killed", "no") == whole
     assert whole[0]["weights"] == whole[1]["weights"] and whole[0]["steps"] == 15
-    for each in whole: assert each["means"] == pytest.approx(each["whole"], rel=1e-6)  # uneven shares, exact metrics
+    for each in whole:
+        assert each["means"] == pytest.approx(each["whole"], rel=1e-6)  # uneven shares, exact metrics
