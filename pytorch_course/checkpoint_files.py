@@ -54,7 +54,7 @@ def save_checkpoint(
         content[kind] = {name: {"class": type(thing).__name__, "state": thing.state_dict()} for name, thing in objects}
     return write_weights_file(path, content)
 
-# %% ../nbs/3_training/37_checkpoint_files.ipynb #9721be1b
+# %% ../nbs/3_training/37_checkpoint_files.ipynb #1003f33f
 def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
     "`(name, object, saved state)` for all that is given. Raises `ModelFileError` when names differ."
     given, saved = _named(given, kind), content[kind]

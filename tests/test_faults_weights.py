@@ -1,6 +1,7 @@
-"""Faults of model files, by their rows in `faults.md`: killed writes, full disks, flipped bits, foreign, cut and hostile files.
+"""Faults of model files, by the rows of the fault table.
 
-Everything here is deterministic: a process dies at *every* write in turn, or at every so many bytes, not at random moments.
+Killed writes, full disks, flipped bits, foreign, cut and hostile files. Everything is deterministic: a process dies
+at *every* write in turn, or at every so many bytes, not at random moments.
 """
 import errno
 import io
@@ -483,7 +484,7 @@ def test_row_07_hostile_pickle_is_refused_without_advice_to_trust_it(tmp_path, f
     bad = Payload(function, *args)
     path = tmp_path / "model.pt"
     torch.save(
-        {"whole": bad, "value": {"format": "pytorch_course model 1", "info": bad}, "key": {"a": OLD, "x": {bad: 1}}}[
+        {"whole": bad, "value": {"format": "pytorch_course model 2", "info": bad}, "key": {"a": OLD, "x": {bad: 1}}}[
             where
         ],
         path,
@@ -720,7 +721,7 @@ def test_row_09_a_description_that_does_not_fit_its_weights(tmp_path):
     liars = {
         "hidden_units": (info(hidden_units=5), ["conv_block_1.0.weight", "[2, 1, 3, 3]", "[5, 1, 3, 3]"]),
         "outputs": (info(output_shape=4), ["classifier.1.weight", "[3, 32]", "[4, 32]", "pizza, steak, sushi"]),
-        "names": (info(["zero", "one"]), ["gives (1, 3) for one picture", "2 class names: zero, one"]),
+        "names": (info(["zero", "one"]), ["gives (1, 3) for one image", "2 class names: zero, one"]),
         "huge": (info(hidden_units=100_000), ["conv_block_1.0.weight", "[100000, 1, 3, 3]"]),
     }
     for name, (description, parts) in liars.items():

@@ -461,7 +461,7 @@ class Fuzzer:
                 path.with_suffix(".safetensors"),
                 weights,
                 {
-                    "format": "pytorch_course model 1",
+                    "format": "pytorch_course model 2",
                     "info": rng.choice([json.dumps(info)] * 9 + ["{", "[]", "3", "[" * 9999]),
                 },
             )
@@ -472,7 +472,7 @@ class Fuzzer:
         write_weights_file(
             path.with_suffix(".pt"),
             {
-                "format": "pytorch_course model 1",
+                "format": "pytorch_course model 2",
                 "info": info if rng.random() < 0.9 else rng.choice(odd),
                 "state_dict": state,
             },
