@@ -58,7 +58,7 @@ def classification_report(
     from sklearn import metrics
     labels = range(len(class_names))
     indices = _checked_class_indices(y, predicted, len(class_names))
-    columns = metrics.precision_recall_fscore_support(*indices, labels=labels, zero_division=np.nan)
+    columns = metrics.precision_recall_fscore_support(*indices, labels=labels, zero_division=np.nan)  # type: ignore
     names = pd.Index([str(name) for name in class_names], name="class")
     return pd.DataFrame(dict(zip(("precision", "recall", "f1", "support"), columns)), index=names)
 
@@ -67,10 +67,10 @@ def _check_complete_and_in_order(dataloader, allow_shuffled: bool):
     "Raises `ValueError` for a loader that is shuffled or leaves samples out; other iterables are taken as they come."
     if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset): return
     batches = dataloader.batch_sampler
-    left_out = len(dataloader.sampler) % batches.batch_size if getattr(batches, "drop_last", False) else 0
+    sampler = dataloader.sampler if batches is None else getattr(batches, "sampler", batches)
+    left_out = len(sampler) % batches.batch_size if getattr(batches, "drop_last", False) else 0  # type: ignore
     if left_out:
         raise ValueError(f"the dataloader leaves out the last {left_out} samples; make it with drop_last=False")
-    sampler = dataloader.sampler if batches is None else getattr(batches, "sampler", batches)
     if allow_shuffled or isinstance(sampler, SequentialSampler): return
     raise ValueError(
         f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be in the order of the "

@@ -89,7 +89,7 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
         raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
     return model
 
-# %% ../nbs/05_save_load.ipynb #a8c288e7
+# %% ../nbs/05_save_load.ipynb #1ef8d442
 def load_model(
     path: str | Path,  # made by `save_model(..., info=...)`, or a run folder with `model.pt` in it
     device: str | torch.device = "cpu",  # where the model goes
@@ -107,13 +107,13 @@ def load_model(
         if content.get("format") != _FORMAT:
             advice = "give save_model an info, or build the model and load_state_dict"
             raise ModelFileError(f"weights without a description; {advice}")
-        info, weights = ModelInfo.from_dict(content.get("info")), content.get("state_dict")
+        info, weights = ModelInfo.from_dict(content.get("info", {})), content.get("state_dict")
         if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
             raise ModelFileError("its state_dict is not made of tensors by name")
         model = _build(info, weights)
     return model.to(device), info
 
-# %% ../nbs/05_save_load.ipynb #9ea9de5e
+# %% ../nbs/05_save_load.ipynb #79927379
 def predict_batches(
     model: nn.Module,  # used in evaluation mode; afterward it is in its own mode again
     batches: Iterable[torch.Tensor],  # inputs, such as `(N, C, H, W)`; the last may be smaller
@@ -123,12 +123,10 @@ def predict_batches(
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     modes = [(module, module.training) for module in model.modules()]
-    outputs = []
     try:
         model.to(device).eval()
         with torch.inference_mode():
-            for X in batches:
-                outputs.append(model(X.to(device, non_blocking=True)).cpu())
+            outputs = [model(X.to(device, non_blocking=True)).cpu() for X in batches]
     finally:
         for module, training in modes:
             module.training = training

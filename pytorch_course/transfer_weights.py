@@ -8,13 +8,12 @@ __all__ = ['LoadReport', 'match_state_dict', 'load_weights']
 # %% ../nbs/3_training/36_transfer_weights.ipynb #a280933e
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 import torch
 from torch import nn
 from .weights_files import ModelFileError, explain_file_errors, read_weights_file
 
-# %% ../nbs/3_training/36_transfer_weights.ipynb #e954babc
+# %% ../nbs/3_training/36_transfer_weights.ipynb #81972a6f
 @dataclass
 class LoadReport:
     "Which tensors of a file fit a model; shows itself as a short table."
@@ -60,13 +59,7 @@ class LoadReport:
         title = f"{len(self.matched)} tensors of the model from {Path(self.source).name}"
         return "\n".join([title, *(f"  {kind:13} {count:4}  {names}" for kind, count, names in self.rows())])
 
-    def _repr_html_(self) -> str:
-        cells = [f"<td>{kind}</td><td>{count}</td><td>{escape(names)}</td>" for kind, count, names in self.rows()]
-        head = "<th></th><th>tensors</th><th>the first of them</th>"
-        rows = "".join(f"<tr>{row}</tr>" for row in [head, *cells])
-        return f"<table><caption>weights from {escape(Path(self.source).name)}</caption>{rows}</table>"
-
-# %% ../nbs/3_training/36_transfer_weights.ipynb #88121236
+# %% ../nbs/3_training/36_transfer_weights.ipynb #dab503c6
 def _strip_prefixes(names) -> dict[str, str]:
     "Each name without what `torch.compile` (`_orig_mod.`) and wrappers for several GPUs (`module.`) add to it."
     bare = {name: name.replace("_orig_mod.", "") for name in names}

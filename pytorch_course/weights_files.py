@@ -77,12 +77,13 @@ def to_plain_values(
     if isinstance(value, Mapping):
         keys = [to_plain_values(key, f"a key of {name}") for key in value]
         items = [to_plain_values(item, f"{name}[{key!r}]") for key, item in value.items()]
-        kind = type(value) if type(value) in (Counter, OrderedDict) else dict
-        return kind(dict(zip(keys, items)))
+        made = dict(zip(keys, items))
+        if isinstance(value, Counter): return Counter(made)
+        return OrderedDict(made) if isinstance(value, OrderedDict) else made
     allowed = "a tensor, a number, a string, a list or a dictionary of these"
     raise ValueError(f"{name} is of type {type(value).__name__}; make it {allowed}")
 
-# %% ../nbs/3_training/35_weights_files.ipynb #a263b0ff
+# %% ../nbs/3_training/35_weights_files.ipynb #8c571480
 _BARE_FORMAT = "pytorch_course weights 1"  # in the header of a `.safetensors` file without another `format`
 
 
@@ -93,11 +94,11 @@ def _sha256(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _save_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, str], path: Path):
+def _save_safetensors(weights: Mapping, metadata: Mapping[str, str], path: Path):
     "Write tensors with their checksum; two names for the same memory are written twice."
     from safetensors.torch import save_file
     for name, tensor in weights.items():
@@ -152,7 +153,7 @@ def write_weights_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     with _explain_write_errors(path, _count_bytes(content)), atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
-            _save_safetensors(content, dict(metadata or {}), temporary)
+            _save_safetensors(content, metadata or {}, temporary)
         else:
             with temporary.open("wb") as file:
                 torch.save(content, file)
@@ -197,7 +198,7 @@ def _check_archive(file) -> bytes:
             raise ModelFileError(f"damaged: the checksum of {damaged} is wrong")
         return archive.read(pickles[0])
 
-# %% ../nbs/3_training/35_weights_files.ipynb #cad54a52
+# %% ../nbs/3_training/35_weights_files.ipynb #a88140c5
 def _explain_load_error(error: Exception) -> str:
     "Why PyTorch did not follow the instructions in a file, without its advice to trust the file."
     message = str(error)
@@ -245,7 +246,7 @@ def _read_torch(path: Path) -> dict:
     _check_size(content, limit=1000 + 10 * len(instructions))
     return content
 
-# %% ../nbs/3_training/35_weights_files.ipynb #77a39f3a
+# %% ../nbs/3_training/35_weights_files.ipynb #a090af61
 def _read_safetensors(path: Path) -> dict:
     "Content of a `.safetensors` file in the same shape, its checksum compared if it is one of ours."
     from safetensors import SafetensorError, safe_open
