@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GracefulShutdown']
 
-# %% ../nbs/3_training/37a_shutdown.ipynb #14eb9a42
+# %% ../nbs/3_training/37a_shutdown.ipynb #8108d866
 import os
 import signal
 import sys
@@ -15,7 +15,7 @@ import threading
 class GracefulShutdown:
     """Inside the block, Ctrl-C and SIGTERM are only noted in `signal`; a second one takes effect at once.
 
-    Does nothing outside the main thread, where Python does not allow it, and ignores a signal that is ignored (`nohup`).
+    Does nothing outside the main thread, where Python does not allow it, and for a signal that is ignored (`nohup`).
     """
     def __init__(self):
         self.signal: int | None = None  # the one that was received
