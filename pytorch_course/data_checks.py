@@ -134,7 +134,7 @@ def _random_transforms(transform) -> Iterator[str]:
 
 
 def _comparable(sample):
-    "What can be compared of a sample: values of tensors, arrays, images, numbers and strings; other objects are `None`."
+    "What can be compared of a sample: tensors, arrays, images, numbers and strings by value; other objects are `None`."
     if isinstance(sample, dict): return {name: _comparable(part) for name, part in sample.items()}
     if isinstance(sample, (tuple, list)): return [_comparable(part) for part in sample]
     if torch.is_tensor(sample): return sample.shape, sample.double().numpy().tobytes()
