@@ -47,11 +47,8 @@ def check_eval_mode(
 # %% ../nbs/3_training/33_checks.ipynb #a6abd514
 def _try_forward(model: nn.Module, X) -> Any:
     "Outputs in evaluation mode, `None` if the model fails; changes no statistics and no random numbers to come."
-    with evaluation_mode(model), preserve_rng_state(), torch.no_grad():
-        try:
-            return model(X)
-        except Exception:
-            return None
+    with evaluation_mode(model), preserve_rng_state(), torch.no_grad(), suppress(Exception):
+        return model(X)
 
 
 def check_batch(
@@ -71,15 +68,16 @@ def check_batch(
     takes_integers = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
     fits = torch.float64 not in (X.dtype, wanted) if is_float else takes_integers  # half precision: autocast's affair
     if X.dtype == wanted or fits or X.is_complex() or _try_forward(model, X) is not None: return
-    received, advice = f"the input is {X.dtype}, the model's weights are {wanted}", f"convert the data, X = X.to({wanted})"
-    report.error("float64" if is_float else "integer_input", f"{received}; expected the same type: {advice}")
+    advice = f"X = X.to({wanted})" if is_float else "X = X.float(), for images X.float() / 255"
+    report.error("float64" if is_float else "integer_input",
+                 f"the input is {X.dtype}, the model's weights are {wanted}; expected the same type: {advice}")
 
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
 def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, is_nll: bool, ignore_index: int, report: CheckReport):
     shape, expected = tuple(outputs.shape), (outputs.shape[0], *outputs.shape[2:])
     if y.ndim == 0: return  # a single sample without a batch
     if outputs.ndim < 2 or shape[1] == 1:
-        return report.error("one_output", f"outputs of shape {shape}: CrossEntropyLoss over one output is always 0, as the "
+        return report.error("one_output", f"outputs of shape {shape}: CrossEntropyLoss over one output is always 0: "
                             "softmax of a single logit is 1; expected one output per class, or BCEWithLogitsLoss")
     values = outputs.detach().float()
     sums_to_one = ((values.exp() if is_nll else values).sum(dim=1) - 1).abs().max() < 1e-3
@@ -188,7 +186,7 @@ def _has_non_finite(value) -> bool:
 def find_non_finite(
     model: nn.Module,  # tried in evaluation mode, and left as it was
     X: Any,  # a batch of inputs, best the one with which the trouble began
-) -> str | None:  # name of a layer, as in `named_modules`, or of the model's class; `"input"`; `None` if all is well
+) -> str | None:  # name of a layer as in `named_modules`, or of the model's class; or `"input"`; `None`: nowhere
     "The first layer, in the order of computing, with NaN or infinity in its weights or its output. Waits for a GPU."
     if _has_non_finite(X): return "input"
     found = []
@@ -198,9 +196,8 @@ def find_non_finite(
             found.append(names[module])
 
     names = {module: name or type(model).__name__ for name, module in model.named_modules()}
-    hook = nn.modules.module.register_module_forward_hook(look)  # for all modules; removed at the end of the block
-    with hook, evaluation_mode(model), preserve_rng_state(), torch.no_grad():
-        model(X)
+    with nn.modules.module.register_module_forward_hook(look):  # for all modules, until the end of the block
+        _try_forward(model, X)
     return found[0] if found else None
 
 # %% ../nbs/3_training/33_checks.ipynb #9a39ac4c
@@ -221,9 +218,7 @@ def check_finite(
     report, values = CheckReport(ignore), _to_cpu(losses)
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if not bad or "non_finite" in report.ignore: return
-    place = None
-    with suppress(Exception):  # a model that takes more than `X`
-        place = find_non_finite(model, X)
+    place = find_non_finite(model, X)
     advice = {None: "no layer that was found: look at the loss itself", "input": "the input: clean the data"}
     where = advice.get(place, f"layer {place}: lower the learning rate, or clip the gradients, or look for a log of 0")
     report.error("non_finite", f"the loss is {values[bad[0]]} at step {first_step + bad[0]}; expected finite numbers. "

@@ -187,7 +187,7 @@ def _check_overlap(train_dataset, valid_dataset, report: CheckReport):
 # %% ../nbs/3_training/32_data_checks.ipynb #6a790a27
 def check_num_classes(
     outputs: torch.Tensor,  # of the model, `(N, C, ...)`
-    dataset: Any,  # its `classes` are counted, if it has any
+    dataset,  # its `classes` are counted, if it has any
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
 ):
     "Call once, after the first forward pass: warns when the model has more or fewer outputs than there are classes."
