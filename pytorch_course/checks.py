@@ -253,7 +253,9 @@ class Checks(Callback):
         self.losses = []
 
     def around_step(self, trainer, step):
-        if trainer.phase != "train": return step
+        if trainer.phase != "train":
+            check_eval_mode(trainer.model, self.ignore)
+            return step
         on_cpu = trainer.device.type == "cpu"
 
         def checked_step(batch):
@@ -298,5 +300,3 @@ class Checks(Callback):
         if trainer.device.type != "cpu":
             self._check_losses(trainer, trainer.steps)
         check_constant_loss(self.losses, self.ignore)
-        if trainer.valid_dataloader is not None:
-            check_eval_mode(trainer.model, self.ignore)
