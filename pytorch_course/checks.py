@@ -75,7 +75,6 @@ def check_batch(
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
 def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, is_nll: bool, ignore_index: int, report: CheckReport):
     shape, expected = tuple(outputs.shape), (outputs.shape[0], *outputs.shape[2:])
-    if y.ndim == 0: return  # a single sample without a batch
     if outputs.ndim < 2 or shape[1] == 1:
         return report.error("one_output", f"outputs of shape {shape}: CrossEntropyLoss over one output is always 0: "
                             "softmax of a single logit is 1; expected one output per class, or BCEWithLogitsLoss")
@@ -118,7 +117,7 @@ def check_outputs(
     "Call once, with the first outputs. Raises `TrainingError` when they, labels and loss do not fit. Waits for a GPU."
     report = CheckReport(ignore)
     kind = type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
-    if not (torch.is_tensor(outputs) and torch.is_tensor(y) and outputs.numel()): return
+    if not (torch.is_tensor(outputs) and torch.is_tensor(y) and outputs.numel() and y.ndim): return
     if is_class_loss(loss_fn):
         is_nll, ignore_index = kind in (nn.NLLLoss, F.nll_loss), getattr(loss_fn, "ignore_index", -100)
         return _check_class_loss(outputs, y, is_nll, ignore_index, report)
@@ -168,12 +167,11 @@ def check_optimizer(
     held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
     trainable = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
     missing = [name for name, number in trainable.items() if number not in held]
-    report = CheckReport(ignore)
-    if missing:
-        raise_or_warn = report.error if len(missing) == len(trainable) else report.warn
-        raise_or_warn("not_optimized", f"{len(missing)} of {len(trainable)} trainable parameters are in no optimizer "
-                      f"({shorten_list(missing)}); expected all of them: make the optimizer after the model, again for "
-                      "every new model, or freeze parameters that should not be trained, by requires_grad_(False)")
+    if not missing: return
+    report = CheckReport(ignore).error if len(missing) == len(trainable) else CheckReport(ignore).warn
+    report("not_optimized", f"{len(missing)} of {len(trainable)} trainable parameters are in no optimizer "
+           f"({shorten_list(missing)}); expected all of them: make the optimizer after the model, again for every new "
+           "model, or freeze parameters that should not be trained, by requires_grad_(False)")
 
 # %% ../nbs/3_training/33_checks.ipynb #0f0d2361
 def _has_non_finite(value) -> bool:
@@ -233,7 +231,7 @@ def check_constant_loss(
     values = _to_cpu(losses)
     if len(values) < 10 or values.min() != values.max(): return
     CheckReport(ignore).warn("constant_loss", f"the loss was {values[0]:g} at each of {len(values)} steps; expected a "
-                             "different one for every batch: does it depend on the output, and that on the input?")
+                             "different one for every batch: see whether the loss depends on the input")
 
 # %% ../nbs/3_training/33_checks.ipynb #05268579
 class Checks(Callback):
@@ -277,17 +275,16 @@ class Checks(Callback):
         self.is_first_batch = False
         if type(trainer).step is not Trainer.step or not isinstance(batch, (tuple, list)) or len(batch) != 2:
             return step(batch)
-        X, y = batch
-        check_batch(trainer.model, X, y, self.ignore)
+        check_batch(trainer.model, batch[0], batch[1], self.ignore)
         try:
             result = step(batch)
         except Exception:
             try:
-                check_outputs(_try_forward(trainer.model, X), y, trainer.loss_fn, self.ignore)
+                check_outputs(_try_forward(trainer.model, batch[0]), batch[1], trainer.loss_fn, self.ignore)
             except Exception as error:  # one of the check itself must not hide the one of the step
                 if isinstance(error, TrainingError): raise error.with_traceback(None) from None
             raise
-        check_outputs(result[1], y, trainer.loss_fn, self.ignore)
+        check_outputs(result[1], batch[1], trainer.loss_fn, self.ignore)
         check_num_classes(result[1], getattr(trainer.train_dataloader, "dataset", None), self.ignore)
         return result
 
