@@ -26,17 +26,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pytorch_course import files, get_data as get_data_module, images
+from pytorch_course import archives, get_data as get_data_module, images
+from pytorch_course.archives import extract_tar, extract_zip
 from pytorch_course.data import ImageFolder, create_dataloaders
-from pytorch_course.files import (
-    DownloadError,
-    RemoteFile,
-    download,
-    extract_tar,
-    extract_zip,
-    remove_stale_files,
-    atomic_folder,
-)
+from pytorch_course.downloads import DownloadError, RemoteFile, download, file_hash
+from pytorch_course.files import atomic_folder, atomic_write, remove_stale_files
 from pytorch_course.get_data import get_data
 from pytorch_course.images import ImageError, ImageTransform, open_image
 
@@ -176,7 +170,7 @@ def server(monkeypatch):
 @pytest.fixture
 def no_pause(monkeypatch):
     pauses = []
-    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     return pauses
 
 
@@ -256,7 +250,7 @@ def test_row_21_login_page_with_status_200(server, tmp_path):
 
 KILLED_DOWNLOAD = """
 import sys
-from pytorch_course.files import RemoteFile, download
+from pytorch_course.downloads import RemoteFile, download
 download(RemoteFile(sys.argv[1], sys.argv[2]), sys.argv[3])
 """
 
@@ -268,6 +262,14 @@ def wait_for(found, process):
         time.sleep(0.01)
 
 
+def has_bytes(folder):
+    "Has some of the download arrived? pooch makes an empty file for a moment, to see whether it can."
+    try:
+        return any(path.stat().st_size for path in folder.glob("*"))
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(not POSIX, reason="SIGKILL")
 def test_row_22_killed_midway(server, tmp_path):
     "Two processes are killed while they download; the next one recovers and removes what they left."
@@ -276,7 +278,7 @@ def test_row_22_killed_midway(server, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED_DOWNLOAD, remote.url, remote.hash, tmp_path], stderr=subprocess.PIPE
         )
-        wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob(f".data.bin.{process.pid}.part")), process)
+        wait_for(lambda: has_bytes(tmp_path / f".data.bin.{process.pid}.part"), process)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.stderr.close()
@@ -291,7 +293,8 @@ def test_row_22_killed_midway(server, tmp_path):
 
 KILLED_UNPACKING = """
 import shutil, sys, time
-from pytorch_course.files import extract_zip, atomic_folder
+from pytorch_course.archives import extract_zip
+from pytorch_course.files import atomic_folder
 copied = []
 def copyfileobj(source, target, length):
     copied.append(target.write(source.read()))
@@ -314,14 +317,14 @@ def test_row_22_killed_while_unpacking(tmp_path):
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
     with atomic_folder(target, "pets v1") as folder:
         extract_zip(archive, folder)
-    assert sorted(everything(target)) == [".source", "train", "train/cat", *(f"train/cat/{i}.txt" for i in range(6))]
+    assert sorted(everything(target)) == [".complete", "train", "train/cat", *(f"train/cat/{i}.txt" for i in range(6))]
     assert list(target.parent.iterdir()) == [target]
 
 
 KILLED_GET_DATA = """
 import sys
 from pytorch_course import get_data
-from pytorch_course.files import RemoteFile
+from pytorch_course.downloads import RemoteFile
 get_data._DATASETS["pets"] = get_data._write_zip(RemoteFile(sys.argv[1], sys.argv[2]))
 get_data.get_data("pets", sys.argv[3])
 """
@@ -337,7 +340,7 @@ def test_row_22_get_data_killed_midway(server, tmp_path, monkeypatch):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED_GET_DATA, remote.url, remote.hash, root], stderr=subprocess.PIPE
     )
-    wait_for(lambda: list(root.glob(".downloads/pets/.data.bin.*.part")), process)
+    wait_for(lambda: list(root.glob(".downloads/pets/.data.bin.*.part/*")), process)
     process.kill()
     process.communicate()
     assert (
@@ -348,7 +351,7 @@ def test_row_22_get_data_killed_midway(server, tmp_path, monkeypatch):
     assert get_data("pets", root) == root / "pets"
     assert list(root.iterdir()) == [root / "pets"]
     assert sorted(path.name for path in (root / "pets").rglob("*")) == [
-        ".source",
+        ".complete",
         "1.png",
         "1.png",
         "cat",
@@ -380,7 +383,7 @@ def test_row_22_sweeping_spares_the_living(tmp_path):
     if POSIX:
         (tmp_path / f".c.{ended.pid}.part").symlink_to(tmp_path / "precious")
     assert remove_stale_files(tmp_path, "x*") == 0
-    with files.atomic_write(tmp_path / "b[1]") as temporary:
+    with atomic_write(tmp_path / "b[1]") as temporary:
         temporary.touch()  # brackets in a name are no pattern
     assert not list(tmp_path.glob(".b*"))
     assert remove_stale_files(tmp_path) == (2 if POSIX else 1)
@@ -391,8 +394,8 @@ def test_row_22_sweeping_spares_the_living(tmp_path):
 @pytest.mark.parametrize("kind", ["sha256", "md5", "git"])
 def test_row_23_wrong_hash(server, tmp_path, kind):
     (tmp_path / "sent").write_bytes(BODY[::-1])
-    sent = files.file_hash(tmp_path / "sent", kind)
-    expected = files.file_hash(Path(__file__), kind)
+    sent = file_hash(tmp_path / "sent", kind)
+    expected = file_hash(Path(__file__), kind)
     message = fails(
         server, "other", tmp_path / "got", f"{kind} is {sent}, expected {expected}", hash=f"{kind}:{expected}"
     )
@@ -675,10 +678,10 @@ def test_row_30_bombs(tmp_path, kind, monkeypatch):
     refused(tmp_path, kind, [FINE, ("zeros", bytes(20_000_000))], "unpacks to 20,00.,... bytes or more from")
     refused(tmp_path, kind, [FINE, *((f"{i}.txt", bytes(300_000)) for i in range(20))], "bytes or more from")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "MAX_MEMBERS", 3)
+        patch.setattr(archives, "MAX_MEMBERS", 3)
         refused(tmp_path, kind, [FINE, *((str(i), b"") for i in range(3))], "more than 3 files")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "MAX_UNPACKED_BYTES", 1000)
+        patch.setattr(archives, "MAX_UNPACKED_BYTES", 1000)
         refused(tmp_path, kind, [FINE, ("a", bytes(1000))], "more than 1,000 bytes")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 0, 9))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from pytorch_course.files import MAX_COMPRESSION_RATIO, extract_tar, extract_zip
+from pytorch_course.archives import MAX_COMPRESSION_RATIO, extract_tar, extract_zip
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", 6000))  # of each kind
 SEED = os.environ.get("FUZZ_SEED", "0")
