@@ -76,6 +76,12 @@ class _ImageStore:
                 self._finish()
         return self.pixels.index_select(0, chosen)
 
+    def decode_all(self):  # itself
+        "Decode now all that are missing, with a progress bar."
+        for part in tqdm(torch.arange(len(self)).split(64), "decoding", **progress_bar_options()):
+            self.get(part)
+        return self
+
     def _decode(self, missing: list[int]):
         pixels, decoded = np.asarray(self.pixels), np.asarray(self.decoded)  # the same memory, quicker to fill
 
@@ -104,9 +110,9 @@ class _FileStore(_ImageStore):
         "Begin a new file. Raises `OSError`, for example when the disk is full."
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale_files(path.parent, glob.escape(path.name) + ".*", include_own=False)
-        name = f"{path.name}.{id(self):x}"  # two caches of one process may fill the same file
-        self.temporary_path = path.with_name(f".{name}.{os.getpid()}.part")
-        weakref.finalize(self, remove_stale_files, path.parent, glob.escape(name))
+        # Two caches of one process may fill the same file, hence the `id`.
+        self.temporary_path = path.with_name(f".{path.name}.{id(self):x}.{os.getpid()}.part")
+        weakref.finalize(self, remove_stale_files, path.parent, f"*.{id(self):x}")
         with self.temporary_path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, _HEADER + self.nbytes)
@@ -114,7 +120,7 @@ class _FileStore(_ImageStore):
             file.write(key)
         self._map(self.temporary_path, writable=True)
 
-    def _map(self, path: Path, writable: bool):  # "c": changes stay in memory
+    def _map(self, path: Path, writable: bool):
         self.pixels = torch.from_numpy(np.memmap(path, np.uint8, "r+" if writable else "c", _HEADER, self.shape))
 
     def __getstate__(self) -> dict:
@@ -128,9 +134,9 @@ class _FileStore(_ImageStore):
                 with suppress(OSError):
                     self._map(path, writable)
 
-# %% ../nbs/2_data/28_image_cache.ipynb #478b3528
+# %% ../nbs/2_data/28_image_cache.ipynb #eb56b49c
 class ImageCache(_FileStore):
-    "Images as bytes, decoded when first asked for. `ValueError` for no images, `ImageError` for one that cannot be read."
+    "Images as bytes, decoded when first asked for. Raises `ValueError` for no images, `ImageError` for broken ones."
     def __init__(
         self,
         paths: Sequence[str | Path],  # image files; they must not change while the program runs
@@ -152,16 +158,11 @@ class ImageCache(_FileStore):
         elif cache:
             self.pixels = _shared_bytes(self.shape)
 
-    def decode_all(self) -> "ImageCache":  # itself
-        "Decode now all that are missing, with a progress bar."
-        for part in tqdm(torch.arange(len(self)).split(64), "decoding", **progress_bar_options()):
-            self.get(part)
-        return self
-
     def _use_file(self, folder: Path, name: str):
         "Take the file of an earlier program, or begin a new one, and say so; without one, decode each time."
-        path, key = folder/f".{name}-{'x'.join(map(str, self.shape[1:]))}.images", self._key()
+        path = folder/f".{name}-{'x'.join(map(str, self.shape[1:]))}.images"
         try:
+            key = self._key()
             has_length = path.is_file() and path.stat().st_size == _HEADER + self.nbytes
             self.is_complete = has_length and np.fromfile(path, np.uint8, _HEADER).tobytes() == key
             if self.is_complete:
@@ -172,8 +173,7 @@ class ImageCache(_FileStore):
             self.path = path
             message = f"{'taken from' if self.is_complete else 'kept in'} the file {path}"
         except OSError as error:
-            if self.temporary_path is not None:
-                self.temporary_path.unlink(missing_ok=True)
+            remove_stale_files(folder, f"*.{id(self):x}")
             self.temporary_path = None
             message = f"decoded each time, because the file {path} cannot be used: {error.strerror or error}"
         print(f"{len(self):,} decoded images ({self.nbytes / 2**20:,.0f} MiB): {message}", file=sys.stderr)
@@ -189,7 +189,7 @@ class ImageCache(_FileStore):
 
     def _finish(self):
         "All are decoded. A file gets its name, if the images have not been changed in the meantime."
-        if self.path is None or self.temporary_path is None: return
+        if self.path is None or self.temporary_path is None: return  # in memory
         with suppress(OSError):  # another worker was faster; Windows does not rename what is open
             with self.temporary_path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -270,7 +270,7 @@ class CachedImageFolder(ImageFolder):
             pixels = self.augment(pixels, None if seed is None else derive_seeds(seed, np.array(indices)))
         return self.cached_transform.normalize(pixels)
 
-# %% ../nbs/2_data/28_image_cache.ipynb #97038693
+# %% ../nbs/2_data/28_image_cache.ipynb #56d4c519
 def create_cached_dataloaders(
     train_dir: str | Path,  # folder of class folders to train on
     test_dir: str | Path,  # folder of class folders to test on
@@ -296,6 +296,5 @@ def create_cached_dataloaders(
         train_dir, test_dir, transform, batch_size, num_workers, seed=seed, timeout=timeout,
         dataset_class=cached_folder if is_cached else ImageFolder, collate_fn=collate_batch,
     )
-    if augment is not None:
-        setattr(train_dataloader.dataset, "augment", augment)
+    setattr(train_dataloader.dataset, "augment", augment)
     return train_dataloader, test_dataloader, class_names
