@@ -86,7 +86,7 @@ class _ImageStore:
         pixels, decoded = np.asarray(self.pixels), np.asarray(self.decoded)  # the same memory, quicker to fill
 
         def decode(index: int):
-            pixels[index] = self._read(index)
+            pixels[index] = self._read(index).numpy()
             decoded[index] = 1  # only now
 
         decode(missing[0])
@@ -134,7 +134,7 @@ class _FileStore(_ImageStore):
                 with suppress(OSError):
                     self._map(path, writable)
 
-# %% ../nbs/2_data/28_image_cache.ipynb #eb56b49c
+# %% ../nbs/2_data/28_image_cache.ipynb #3ded2533
 class ImageCache(_FileStore):
     "Images as bytes, decoded when first asked for. Raises `ValueError` for no images, `ImageError` for broken ones."
     def __init__(
@@ -270,7 +270,7 @@ class CachedImageFolder(ImageFolder):
             pixels = self.augment(pixels, None if seed is None else derive_seeds(seed, np.array(indices)))
         return self.cached_transform.normalize(pixels)
 
-# %% ../nbs/2_data/28_image_cache.ipynb #56d4c519
+# %% ../nbs/2_data/28_image_cache.ipynb #27866622
 def create_cached_dataloaders(
     train_dir: str | Path,  # folder of class folders to train on
     test_dir: str | Path,  # folder of class folders to test on
