@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 import torch
 from torch.optim import lr_scheduler
+from .arguments import batch_size
 from .files import atomic_write
 from .plots import plot_loss_curves
 from .system import get_rank
@@ -31,7 +33,6 @@ class CSVLogger(Callback):
 
     def after_epoch(self, trainer):
         import pandas  # here, so that importing this module stays fast
-
         Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as temporary:
             pandas.DataFrame(trainer.history).to_csv(temporary, index=False)
@@ -88,8 +89,6 @@ class MetricMonitor(Callback):
 # %% ../nbs/3_training/40_callbacks.ipynb #7b7be4f2
 class EarlyStopping(MetricMonitor):
     "Stop when a metric has not improved for `patience` epochs in a row; the weights stay (see `BestWeights`)."
-    state_attributes = (*MetricMonitor.state_attributes, "waited")
-
     def __init__(
         self,
         monitor: str = "valid_loss",  # name of a column of the history
@@ -101,23 +100,16 @@ class EarlyStopping(MetricMonitor):
         if patience < 1: raise ValueError(f"patience must be at least 1 epoch, not {patience}")
         self.patience = patience
 
-    def before_fit(self, trainer):
-        super().before_fit(trainer)
-        self.waited = 0
-
     def after_epoch(self, trainer):
-        self.waited = 0 if self.improved(trainer) else self.waited + 1
-        if self.waited < self.patience: return
+        waited = trainer.epoch - (self.best_epoch or trainer.start_epoch)
+        if self.improved(trainer) or waited < self.patience: return
         trainer.should_stop = True
         if trainer.progress:
-            print(f"stopped: {self.monitor} has not improved for {self.waited} epochs (best: {self.best:.4f})")
+            print(f"stopped: {self.monitor} has not improved for {waited} epochs (best: {self.best:.4f})")
 
 # %% ../nbs/3_training/40_callbacks.ipynb #5c05bb25
 class BestWeights(MetricMonitor):
-    """Put the weights of the best epoch back into the model when training ends, also early or with an error.
-
-    Costs one more copy of the weights, on their device. The optimizer stays as it is at the end.
-    """
+    "Put the weights of the best epoch back into the model when training ends, also early or with an error."
     state_attributes = (*MetricMonitor.state_attributes, "weights")
 
     def __init__(
@@ -143,31 +135,25 @@ class BestWeights(MetricMonitor):
         self.weights = None  # the memory is free again
 
 # %% ../nbs/3_training/40_callbacks.ipynb #d1123d54
-def count_batches(trainer: Trainer, callback: Callback) -> int:
+def count_batches(trainer, callback: Callback) -> int:
     "Training batches in an epoch. Raises `ValueError` for a dataloader without a length."
-    try:
-        return len(trainer.train_dataloader)
-    except TypeError:
-        name = type(callback).__name__
-        raise ValueError(f"{name} needs a training dataloader with a length, to know which batch is the last") from None
+    if hasattr(trainer.train_dataloader, "__len__"): return len(trainer.train_dataloader)
+    raise ValueError(f"{type(callback).__name__} needs a training dataloader with a length, to know the last batch")
 
 
 class GradientAccumulation(Callback):
     """Update the weights once for several batches, exactly as if they were one large batch, whatever their sizes.
 
-    The loss must be a mean; it may have class weights or an `ignore_index`. A last incomplete group of an epoch counts,
-    too. Layers that look at the batch as a whole, such as batch normalization, still see the small ones.
-    Raises `ValueError` for fewer than 1 batch and for a training dataloader without a length.
+    The loss must be a mean; it may have class weights or an `ignore_index`. Layers that look at the batch as a whole,
+    such as batch normalization, still see the small ones. Raises `ValueError` for a dataloader without a length.
     """
-
     order = -10  # before gradients are clipped
 
     def __init__(
         self,
         batches: int,  # batches per update
     ):
-        if batches < 1:
-            raise ValueError(f"batches must be at least 1, not {batches}")
+        if batches < 1: raise ValueError(f"batches must be at least 1, not {batches}")
         self.batches = batches
 
     def before_fit(self, trainer):
@@ -175,19 +161,22 @@ class GradientAccumulation(Callback):
 
     def before_batch(self, trainer):
         if trainer.batch_index % self.batches == 0:
-            self.weights = []
+            self.total_weight, self.scale = 0, batch_size(trainer.batch)  # which keeps gradients at their usual size
         done = trainer.batch_index + 1
         trainer.accumulating = done % self.batches != 0 and done < self.num_batches
 
     def around_backward(self, trainer, backward):
         def weighted_backward(loss):
-            self.weights.append(loss_weight(trainer.loss_fn, trainer.outputs, trainer.batch))
-            backward(loss * (self.weights[-1] / self.scale))
+            batch, weight = trainer.batch, batch_size(trainer.batch)
+            if isinstance(trainer.outputs, torch.Tensor) and isinstance(batch, list | tuple) and len(batch) == 2:
+                weight = loss_weight(trainer.loss_fn, trainer.outputs, batch[1])
+            self.total_weight += weight
+            backward(loss * (weight / self.scale))
 
         return weighted_backward
 
     def after_backward(self, trainer):
-        factor = self.scale / sum(self.weights)
+        factor = self.scale / torch.as_tensor(self.total_weight).clamp(min=1e-9)  # no target at all: no gradient
         for group in trainer.optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -195,13 +184,10 @@ class GradientAccumulation(Callback):
 
 # %% ../nbs/3_training/40_callbacks.ipynb #8fa4ff92
 class GradientClipping(Callback):
-    """Scale the gradient of all parameters together down to a norm of at most `max_norm`, which is above 0.
-
-    `norms` keeps the norm of every step as it was before, `()` tensors on the device.
-    """
+    "Scale the gradient of all parameters down to a norm of at most `max_norm`; `norms` keeps what it was at each step."
     def __init__(
         self,
-        max_norm: float,  # longest gradient allowed
+        max_norm: float,  # longest gradient allowed, above 0
     ):
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm, self.norms = max_norm, []
@@ -224,8 +210,7 @@ class LRScheduler(Callback):
     """Change the learning rate by any scheduler of `torch.optim.lr_scheduler`.
 
     `scheduler` is made at the first `fit` and goes on in later ones; `lrs` has the rate of every step so far.
-    Raises `TypeError` for a scheduler in place of a function that makes one, `ValueError` for another `interval`, for
-    `ReduceLROnPlateau` with steps, and for an unknown `monitor`.
+    Raises `TypeError` for a scheduler in place of a function that makes one, `ValueError` for an unknown `monitor`.
     """
     def __init__(
         self,
@@ -233,23 +218,22 @@ class LRScheduler(Callback):
         interval: str = "epoch",  # "epoch" or "step": when the scheduler makes a step
         monitor: str = "valid_loss",  # the metric that `ReduceLROnPlateau` looks at
     ):
+        name = type(make_scheduler).__name__
         if not callable(make_scheduler):
-            name = type(make_scheduler).__name__
-            advice = f"write LRScheduler(lambda optimizer: {name}(optimizer, ...))"
-            raise TypeError(f"LRScheduler needs a function that makes the scheduler, not a {name}; {advice}")
+            raise TypeError(f"give a function that makes it: LRScheduler(lambda optimizer: {name}(optimizer, ...))")
         if interval not in ("epoch", "step"):
             raise ValueError(f'interval must be "epoch" or "step", not {interval!r}')
         self.make_scheduler, self.interval = make_scheduler, interval
-        self.monitor, self.scheduler = monitor, None
+        self.monitor = monitor
+        self.scheduler: Any = None
 
     def before_fit(self, trainer):
         if self.scheduler is None or self.scheduler.optimizer is not trainer.optimizer:
             self.scheduler, self.lrs = self.make_scheduler(trainer.optimizer), []
         self.on_plateau = isinstance(self.scheduler, lr_scheduler.ReduceLROnPlateau)
-        if self.on_plateau and self.interval == "step":
-            raise ValueError('ReduceLROnPlateau looks at whole epochs; use interval="epoch"')
-        if self.on_plateau:
-            check_monitor(trainer, self.monitor)
+        if not self.on_plateau: return
+        check_monitor(trainer, self.monitor)
+        if self.interval == "step": raise ValueError('ReduceLROnPlateau needs interval="epoch"')
 
     def after_backward(self, trainer):
         self.lrs.append(float(trainer.optimizer.param_groups[0]["lr"]))
@@ -273,8 +257,7 @@ class LRScheduler(Callback):
 class OneCycle(LRScheduler):
     """One cycle per `fit`: the learning rate rises to `max_lr` and falls to nearly 0 (`OneCycleLR`, per step).
 
-    Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120. Raises `ValueError` for a training dataloader
-    without a length, and when a checkpoint is from a cycle of another length.
+    Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120. Raises `ValueError` for a dataloader without length.
     """
     def __init__(
         self,
@@ -301,19 +284,15 @@ class OneCycle(LRScheduler):
 class LivePlot(Callback):
     "Draw the loss curves in a notebook and redraw them in place after every epoch; anywhere else, do nothing."
     def before_fit(self, trainer):
-        self.handle, self.active = None, False
-        if "IPython" in sys.modules:
-            from IPython import get_ipython
-
-            self.active = hasattr(get_ipython(), "kernel")  # a terminal with IPython has none
+        self.handle = None
 
     def after_epoch(self, trainer):
-        if not self.active: return
-        from IPython.display import display  # only where there is a notebook
-
+        if "IPython" not in sys.modules: return
+        from IPython import display, get_ipython
+        if not hasattr(get_ipython(), "kernel"): return  # a terminal with IPython has none
         names = dict.fromkeys(name for row in trainer.history for name in row)  # a set that keeps the order
         figure = plot_loss_curves({name: [row.get(name, math.nan) for row in trainer.history] for name in names})
         if self.handle is None:
-            self.handle = display(figure, display_id=True)
+            self.handle = display.display(figure, display_id=True)
         else:
             self.handle.update(figure)
