@@ -61,18 +61,17 @@ def process_group(
         dist.destroy_process_group()
 
 # %% ../nbs/3_training/44_distributed.ipynb #a1e24969
-_OPTIONS = """
-num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context generator prefetch_factor persistent_workers
-""".split()
+_OPTIONS = "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context generator"
 
 
 def shard_dataloader(
-    dataloader: DataLoader,  # of a single process, shuffled or in order; its batch size is that of all processes together
-    seed: int | None,  # for training, the order follows from it and the epoch; `None`, to evaluate: in order, none twice
+    dataloader: DataLoader,  # of a single process, shuffled or in order; its batch size is that of all together
+    seed: int | None,  # for training: the order follows from it and the epoch; `None`, to evaluate: in order
     process: ProcessInfo | None = None,  # whose share; `None`: this process's
 ) -> DataLoader:  # of the same dataset; for training, call `.sampler.set_epoch(epoch)` before each epoch
-    """The share that a process has of every batch; for training some samples may come twice, so that all are of one size.
+    """The share that a process has of every batch.
 
+    For training some samples may come twice, so that all shares are of one size; to evaluate, none does.
     Raises `ValueError` when a training batch cannot be divided evenly, and for dataloaders with samplers of their own,
     which would be lost.
     """
@@ -81,14 +80,16 @@ def shard_dataloader(
         name = type(dataloader.sampler).__name__
         raise ValueError(f"only dataloaders with batch_size and shuffle can be sharded; this one has a {name}")
     dataset, drop_last = dataloader.dataset, dataloader.drop_last
+    count = len(dataset)  # type: ignore
     batch_size, rest = divmod(dataloader.batch_size, world_size)
     if seed is None:
-        sampler, batch_size = range(rank, len(dataset), world_size), batch_size or 1
+        sampler, batch_size = range(rank, count, world_size), batch_size or 1
     elif rest:
         raise ValueError(f"batches of {dataloader.batch_size} cannot be divided evenly by {world_size} processes")
     else:
         sampler = DistributedSampler(dataset, world_size, rank, seed=seed, drop_last=drop_last)
-    options = {name: getattr(dataloader, name) for name in _OPTIONS}
+    kept = f"{_OPTIONS} prefetch_factor persistent_workers".split()
+    options = {name: getattr(dataloader, name) for name in kept}
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last and seed is not None, **options)
 
 # %% ../nbs/3_training/44_distributed.ipynb #4001144e

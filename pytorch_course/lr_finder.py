@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LRRangeTest', 'find_learning_rate']
 
-# %% ../nbs/3_training/41_lr_finder.ipynb #a14d43a7
+# %% ../nbs/3_training/41_lr_finder.ipynb #b0bee449
 import copy
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np
@@ -17,13 +18,12 @@ from torch.utils.data import DataLoader
 from .performance import MixedPrecision
 from .plots import subplots
 from .seeds import preserve_rng_state
-from .trainer import Callback, Trainer
+from .trainer import Callback, Trainer, copy_trainer
 
-# %% ../nbs/3_training/41_lr_finder.ipynb #f4c29925
+# %% ../nbs/3_training/41_lr_finder.ipynb #2770a5c2
 @dataclass(frozen=True)
 class LRRangeTest:
     "Loss at rising learning rates, as found by `find_learning_rate`."
-
     lrs: list[float]  # one per step
     losses: list[float]  # of the same steps
 
@@ -58,10 +58,9 @@ class LRRangeTest:
         axes[0, 0].legend()
         return figure
 
-# %% ../nbs/3_training/41_lr_finder.ipynb #e25c6705
+# %% ../nbs/3_training/41_lr_finder.ipynb #e9135f40
 class _RisingLR(Callback):
     "Go through the dataloader again and again with a rising learning rate, and end the epoch when the loss explodes."
-
     def __init__(self, lrs: list[float]):
         self.lrs, self.losses = lrs, []
 
@@ -76,7 +75,7 @@ class _RisingLR(Callback):
                 loss = trainer.loss.item()
                 if not math.isfinite(loss): return
                 self.losses.append(loss)
-                recent = sum(self.losses[-window:]) / len(self.losses[-window:])
+                recent = statistics.fmean(self.losses[-window:])
                 best = min(best, recent)
                 if recent > 4 * best: return
 
@@ -88,19 +87,9 @@ class _RisingLR(Callback):
             batch = None
             for batch in batches(dataloader):
                 yield batch
-            if batch is None:
-                raise ValueError("the dataloader gave no batch; is the dataset empty?")
+            if batch is None: raise ValueError("the dataloader gave no batch; is the dataset empty?")
 
-# %% ../nbs/3_training/41_lr_finder.ipynb #5d42f244
-def _copy_trainer(trainer: Trainer, callbacks: list[Callback]) -> Trainer:
-    "A trainer with copies of everything but its callbacks and data."
-    shared = trainer.train_dataloader, trainer.valid_dataloader
-    memo = {id(value): value for value in shared} | {id(trainer.callbacks): callbacks}
-    copied = copy.deepcopy(trainer, memo)  # at once, so that the copied optimizer holds the copied weights
-    copied.metrics, copied.history = {}, []
-    return copied
-
-
+# %% ../nbs/3_training/41_lr_finder.ipynb #a647ce3e
 def find_learning_rate(
     trainer: Trainer,  # stays as it is; of its callbacks only `MixedPrecision` takes part
     dataloader: DataLoader,  # training data, repeated as needed; afterwards its order is as if it had not been used
@@ -110,18 +99,17 @@ def find_learning_rate(
 ) -> LRRangeTest:  # has `.suggestion` and `.plot()`
     """Train a copy with a learning rate that rises from `start_lr` to `end_lr`, the same for all parameter groups.
 
-    Source: Smith 2017, https://arxiv.org/abs/1506.01186. Raises `ValueError` without an optimizer, for rates that do not
-    rise, fewer than 10 steps, or an empty dataloader.
+    Source: Smith 2017, https://arxiv.org/abs/1506.01186. Raises `ValueError` without an optimizer, for rates that do
+    not rise, fewer than 10 steps, or an empty dataloader.
     """
     if trainer.optimizer is None:
         raise ValueError("find_learning_rate needs an optimizer: Trainer(model, loss_fn, optimizer)")
     if not 0 < start_lr < end_lr:
         raise ValueError(f"rates must rise from above 0, not from {start_lr} to {end_lr}")
-    if steps < 10:
-        raise ValueError(f"steps must be at least 10, not {steps}")
+    if steps < 10: raise ValueError(f"steps must be at least 10, not {steps}")
     rising = _RisingLR(np.geomspace(start_lr, end_lr, steps).tolist())
     precision = [copy.deepcopy(callback) for callback in trainer.callbacks if isinstance(callback, MixedPrecision)]
-    copied = _copy_trainer(trainer, [*precision, rising])
+    copied = copy_trainer(trainer, [*precision, rising])
     dataloader = copy.copy(dataloader)
     if isinstance(dataloader, DataLoader):
         vars(dataloader)["persistent_workers"] = False  # workers that live on belong to the original

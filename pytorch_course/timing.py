@@ -71,7 +71,7 @@ class Timings:
         if gain <= 0: return math.inf
         return 1 + max(0, math.ceil(round((self.first[name] - self.first[to]) / gain, 6)))
 
-# %% ../nbs/3_training/45_timing.ipynb #00b11c04
+# %% ../nbs/3_training/45_timing.ipynb #a73546f7
 def _page_faults() -> int | None:
     "How often the system had to hand memory to this process so far; `None` where it does not say."
     try:
@@ -128,18 +128,19 @@ class StepProfiler(Callback):
     """
 
     order = 90  # close to the loop: inside of what others put around a step, after what they do with it
-    parts = ("batch", "forward", "loss and metrics", "backward", "optimizer")
+    parts: tuple[str, ...] = ("batch", "forward", "loss and metrics", "backward", "optimizer")
 
     def __init__(
         self,
         skip: int = 1,  # leave out the first steps of a run, in which everything is prepared
     ):
         self.skip, self.steps = skip, 0
-        self.hook = self.last = None
+        self.hook = None
 
     def before_fit(self, trainer):
         self.seconds, self.steps = dict.fromkeys(self.parts, 0.0), -self.skip
-        self.last, self.on_cpu = None, trainer.device.type == "cpu"
+        self.on_cpu = trainer.device.type == "cpu"
+        self.last = self._now()
         self.hook = trainer.model.register_forward_hook(self._after_forward)
 
     def before_epoch(self, trainer):
@@ -149,7 +150,7 @@ class StepProfiler(Callback):
         self._lap("batch")
 
     def _after_forward(self, model, inputs, outputs):
-        if model.training and self.last is not None:
+        if model.training:
             self._lap("forward")
 
     def around_backward(self, trainer, backward):
