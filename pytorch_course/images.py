@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .plots import plot_images, subplots  # TEMPORARY
 
 # %% ../nbs/1_basics/13_images.ipynb #4e13cc04
 class ImageError(ValueError):
@@ -132,8 +131,6 @@ class ImageTransform:
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
         "Back to values in 0..1, for looking at: `(..., C, H, W)` to `(..., C, H, W)`."
         return (x * self._column(self.std).to(x.device) + self._column(self.mean).to(x.device)).clamp(0, 1)
-
-    undo = denormalize  # TEMPORARY
 
     def _column(self, values: tuple[float, ...]) -> torch.Tensor:
         "Shape `(C, 1, 1)`, which broadcasts over height and width."
