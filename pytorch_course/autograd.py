@@ -31,7 +31,7 @@ def topological_sort(
             stack.append((child, iter(inputs_of(child))))
     return order
 
-# %% ../nbs/03_gradients.ipynb #a035a525
+# %% ../nbs/03_gradients.ipynb #14074012
 class BackwardStep(NamedTuple):
     "One use of the chain rule during a backward pass."
 
@@ -72,7 +72,7 @@ class RecordedNumber:
         for _ in self.backward_steps():
             pass
 
-# %% ../nbs/03_gradients.ipynb #2c9de88e
+# %% ../nbs/03_gradients.ipynb #2cfb78ed
 class Arithmetic(RecordedNumber):
     "A recorded number with `+`, `-`, `*`, `/` and `**`."
 
@@ -109,7 +109,7 @@ class Arithmetic(RecordedNumber):
     def __rtruediv__(self, other):
         return self**-1 * other
 
-# %% ../nbs/03_gradients.ipynb #b9920797
+# %% ../nbs/03_gradients.ipynb #8882d6f7
 class Value(Arithmetic):
     "A number that differentiates: arithmetic, `exp`, `log`, `tanh` and `relu`."
 
