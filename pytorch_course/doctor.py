@@ -103,7 +103,8 @@ def _judge_packages(facts: dict) -> Iterator[Finding]:
         old = not version or any(not bound.operator.startswith(("<", "!")) for bound in broken)
         fails = f"{wanted} is needed{purpose}" if old else None
         hint = f"never tried with this version, only with {wanted}" if broken else None
-        yield Finding(f"{need.name}{purpose}", version or "missing", fails, hint, f'{_INSTALL} --upgrade "{wanted}"')
+        advice = f"{_INSTALL} --upgrade torch torchvision" if purpose else f'{_INSTALL} --upgrade "{wanted}"'
+        yield Finding(f"{need.name}{purpose}", version or "missing", fails, hint, advice)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #c3ecc371
 def _look_for_shadows(folder: Path) -> list[str]:
@@ -156,7 +157,8 @@ def _probe_torch() -> dict:
         except Exception as error:
             devices[name] = f"{type(error).__name__}: {error}"
     warned = [str(warning.message) for warning in caught if re.search("CUDA|driver", str(warning.message))]
-    works = f"built for CUDA {torch.version.cuda}, ROCm {torch.version.hip}"  # versions, or None
+    built = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    works = "built for " + (", ".join(f"{name} {version}" for name, version in built.items() if version) or "CPUs")
     return {"works": works, "best": best, "devices": devices, "threads": torch.get_num_threads(), "warnings": warned}
 
 # %% ../nbs/4_tools/52_doctor.ipynb #77aa0002
@@ -227,7 +229,8 @@ def _judge_spaces(facts: dict) -> Iterator[Finding]:
         hint = f"less than {8 * least} MiB left, which is tight" if free < 8 * least else None
         if error:
             fails = f"nothing can be written there ({error})"
-        yield Finding(name, f"{free:,.0f} MiB free in {facts[name].get('path', name)}", fails, hint, advice)
+        place = f" in {facts[name]['path']}" if "path" in facts[name] else ""
+        yield Finding(name, f"{free:,.0f} MiB free{place}", fails, hint, advice)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #801b716b
 def collect_facts(
