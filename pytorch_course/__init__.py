@@ -23,7 +23,7 @@ Your own data
     augmentation          random flips and crops
 
 A trainer
-    trainer               Trainer and Callback
+    hooks, trainer        Callback and Trainer
     callbacks             early stopping, best weights, schedules, accumulation, clipping
     lr_finder             which learning rate to begin with
     tracking              TensorBoard
@@ -32,10 +32,10 @@ A trainer
 
 Training you can trust
     data_checks, checks   notice bugs that raise no error
-    reproducibility       the same run again, with any number of workers
+    reproducibility, worker_errors    the same run again, with any number of workers
     weights_files         files of tensors, read without running code
     transfer_weights      start from other weights
-    checkpoint_files, checkpoints    resume exactly, at any step
+    checkpoint_files, checkpoint_manager, shutdown, checkpoints    resume exactly, at any step
 
 Training that is fast
     performance           memory format, mixed precision, torch.compile
@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from pytorch_course.data import ImageFolder as ImageFolder
     from pytorch_course.data import create_dataloaders as create_dataloaders
     from pytorch_course.data import find_splits as find_splits
+    from pytorch_course.hooks import Callback as Callback
     from pytorch_course.image_cache import create_cached_dataloaders as create_cached_dataloaders
     from pytorch_course.images import ImageTransform as ImageTransform
     from pytorch_course.lr_finder import find_learning_rate as find_learning_rate
@@ -88,7 +89,6 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from pytorch_course.tensors import describe as describe
     from pytorch_course.tensors import pick_device as pick_device
     from pytorch_course.tensors import seed_everything as seed_everything
-    from pytorch_course.trainer import Callback as Callback
     from pytorch_course.trainer import Trainer as Trainer
     from pytorch_course.training import accuracy as accuracy
     from pytorch_course.training import test_step as test_step
@@ -100,6 +100,7 @@ _NAMES = {  # module -> what can be imported from the package itself; as above
     "checkpoints": "Checkpoints",
     "checks": "Checks",
     "data": "ImageFolder create_dataloaders find_splits",
+    "hooks": "Callback",
     "image_cache": "create_cached_dataloaders",
     "images": "ImageTransform",
     "lr_finder": "find_learning_rate",
@@ -110,7 +111,7 @@ _NAMES = {  # module -> what can be imported from the package itself; as above
     "reproducibility": "Reproducible",
     "save_load": "ModelInfo load_model save_model",
     "tensors": "describe pick_device seed_everything",
-    "trainer": "Callback Trainer",
+    "trainer": "Trainer",
     "training": "accuracy test_step train train_step",
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
