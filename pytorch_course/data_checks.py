@@ -198,11 +198,7 @@ def check_dataloaders(
     valid_dataloader: Iterable | None = None,  # what is validated on; `None` for nothing
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
 ):
-    """Call before training: warns of training data in the order of their classes, random validation data and leakage.
-
-    Reads up to four validation samples, twice, and only without workers. No order and no random number changes.
-    What is not a `DataLoader` over a data set of known length is not looked at.
-    """
+    "Call before training: warns of unshuffled training data, random validation data, and samples that are in both."
     report = CheckReport(ignore)
     if _is_indexed(train_dataloader):
         _check_order(train_dataloader, report)

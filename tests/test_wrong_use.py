@@ -14,7 +14,11 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from pytorch_course.callbacks import BestWeights, EarlyStopping, GradientAccumulation, LRScheduler
+from pytorch_course.checkpoints import Checkpoints
 from pytorch_course.checks import Checks
+from pytorch_course.performance import MixedPrecision
+from pytorch_course.recipes import fit
+from pytorch_course.reproducibility import Reproducible
 from pytorch_course.trainer import Callback, Trainer
 from pytorch_course.training import accuracy
 
@@ -145,7 +149,15 @@ CASES = [
     Case("no validation data", lambda: fit_with(EarlyStopping()), ValueError, ("valid_loss", "train_loss"), frames=5),
     Case("best weights of nothing", lambda: fit_with(BestWeights("valid_f1"), valid=loader()), ValueError,
          ("valid_f1", "valid_acc"), frames=5),
-    # --- fit, evaluate, predict ---
+    Case("checkpoints alone", lambda: fit_with(Checkpoints("nowhere")), ValueError, ("Reproducible",)),
+    Case("seed as text", lambda: Reproducible("42"), ValueError, ("seed", "'42'")),
+    Case("unknown precision", lambda: MixedPrecision("fp8"), ValueError, ("fp8", "bf16")),
+    # --- recipes.fit ---
+    Case("recipe: unknown check", lambda: fit(nn.Linear(5, 2), loader(), ignore="typo"), ValueError, ("typo", "overlap")),
+    Case("recipe: resume", lambda: fit(nn.Linear(5, 2), loader(), resume=True), ValueError, ("checkpoint_dir",)),
+    Case("recipe: dataset", lambda: fit(nn.Linear(5, 2), DATA), TypeError, (r"DataLoader\(",)),
+    Case("recipe: class", lambda: fit(nn.Linear, loader()), TypeError, ("model", r"Linear\(")),
+    # --- Trainer.fit, evaluate, predict ---
     Case("exchanged in fit", lambda: make().fit(loader(), 3), TypeError, (r"fit\(epochs, train_dataloader",)),
     Case("half an epoch", lambda: make().fit(1.5, loader()), TypeError, ("epochs", "1.5")),
     Case("epochs as text", lambda: make().fit("3", loader()), TypeError, ("epochs", "'3'")),
