@@ -153,7 +153,7 @@ CASES = [
     Case("seed as text", lambda: Reproducible("42"), ValueError, ("seed", "'42'")),
     Case("unknown precision", lambda: MixedPrecision("fp8"), ValueError, ("fp8", "bf16")),
     # --- recipes.fit ---
-    Case("recipe: unknown check", lambda: fit(nn.Linear(5, 2), loader(), ignore="typo"), ValueError, ("typo", "overlap")),
+    Case("recipe: bad check", lambda: fit(nn.Linear(5, 2), loader(), ignore="typo"), ValueError, ("typo", "overlap")),
     Case("recipe: resume", lambda: fit(nn.Linear(5, 2), loader(), resume=True), ValueError, ("checkpoint_dir",)),
     Case("recipe: dataset", lambda: fit(nn.Linear(5, 2), DATA), TypeError, (r"DataLoader\(",)),
     Case("recipe: class", lambda: fit(nn.Linear, loader()), TypeError, ("model", r"Linear\(")),
