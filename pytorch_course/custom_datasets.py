@@ -10,14 +10,17 @@ __all__ = ['CustomImageDataset', 'show_batch', 'OneHot', 'get_targets', 'Transfo
 import math
 import operator
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import WeightedRandomSampler, random_split
 from .data import find_attributes, worker_options
 from .images import open_image
 from .plots import plot_images
@@ -29,10 +32,10 @@ def _read_table(path: Path):
     import pandas as pd  # here, because it takes half a second to import
 
     if not path.is_file(): raise FileNotFoundError(f"no annotations file {path}")
-    blanks = dict(keep_default_na=False, skip_blank_lines=False, skipinitialspace=True)
-    columns = dict(header=None, names=["file", "label"], usecols=[0, 1], index_col=False)
+    columns: dict = dict(header=None, names=["file", "label"], usecols=[0, 1], index_col=False, dtype=str)
+    blanks: dict = dict(keep_default_na=False, skip_blank_lines=False, skipinitialspace=True)
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", **blanks, **columns)
+        table = pd.read_csv(path, encoding="utf-8-sig", **columns, **blanks)
     except ValueError as error:  # also for text that is not UTF-8
         raise ValueError(f"cannot read {path} as UTF-8 lines of file name, comma, label: {error}") from error
     table.index += 1
@@ -40,29 +43,23 @@ def _read_table(path: Path):
     return table[(table != "").any(axis=1)]
 
 
-def _is_header(name: str, img_dir: Path) -> bool:
-    "Not an image: no ending that Pillow knows, and no file of that name."
-    return Path(name).suffix.lower() not in Image.registered_extensions() and not (img_dir/name).is_file()
-
-
 def _read_annotations(path: Path, img_dir: Path) -> list[tuple[int, Path, str]]:
     "Line number, image file and label of every image; all of it checked."
-    rows = list(_read_table(path).itertuples(name=None))
-    if rows and _is_header(rows[0][1], img_dir):
-        del rows[0]
+    rows = [(line, img_dir/name, label) for line, name, label in _read_table(path).itertuples(name=None)]
+    if rows and rows[0][1].suffix.lower() not in Image.registered_extensions() and not rows[0][1].is_file():
+        del rows[0]  # a header
     if not rows:
         raise ValueError(f"{path} lists no images; expected lines of file name, comma, label")
-    for line, name, label in rows:
-        if not name or not label:
-            raise ValueError(f"{path}, line {line}: expected file name, comma, label, not {name!r}, {label!r}")
-    missing = [(line, img_dir/name) for line, name, _ in rows if not (img_dir/name).is_file()]
+    for line, file, label in rows:
+        if not label or file == img_dir:
+            raise ValueError(f"{path}, line {line}: expected file name, comma, label; one of them is missing")
+    missing = [(line, file) for line, file, _ in rows if not file.is_file()]
     if missing:
-        line, file = missing[0]
-        number = f"{len(missing)} of {len(rows)} images are missing"
-        raise FileNotFoundError(f"{path}, line {line}: no image file at {file} ({number})")
-    return [(line, img_dir/name, label) for line, name, label in rows]
+        where, number = f"{path}, line {missing[0][0]}", f"{len(missing)} of {len(rows)} images are missing"
+        raise FileNotFoundError(f"{where}: no image file at {missing[0][1]} ({number})")
+    return rows
 
-# %% ../nbs/2_data/27_custom_datasets.ipynb #34abe923
+# %% ../nbs/2_data/27_custom_datasets.ipynb #c2131f18
 def _apply(dataset, x, y) -> tuple:
     "A sample after the transforms of its data set."
     x = x if dataset.transform is None else dataset.transform(x)
@@ -89,9 +86,8 @@ class CustomImageDataset(Dataset):
         labels = [label for _, _, label in rows]
         are_names = classes is not None and set(labels) <= set(classes)
         are_indices = all(label.isdecimal() and len(label) < 6 for label in labels) and not are_names
-        if classes is None:
-            classes = map(str, range(max(map(int, labels)) + 1)) if are_indices else sorted(set(labels))
-        self.classes = list(classes)
+        found = map(str, range(max(map(int, labels)) + 1)) if are_indices else sorted(set(labels))
+        self.classes = list(found if classes is None else classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self.transform, self.target_transform = transform, target_transform
         self.samples: list[tuple[str, int]] = []
@@ -160,10 +156,7 @@ def show_batch(
 # %% ../nbs/2_data/27_custom_datasets.ipynb #2ab8080c
 @dataclass(frozen=True)
 class OneHot:
-    """Class index to one-hot vector `(num_classes,)`, `float32`; can be sent to worker processes.
-
-    Raises `ValueError` for a number out of range.
-    """
+    "Class index to one-hot vector `(num_classes,)`, `float32`. Raises `ValueError` for an index out of range."
     num_classes: int  # length of the vector
 
     def __call__(self, y: int | torch.Tensor) -> torch.Tensor:
@@ -177,25 +170,17 @@ class OneHot:
 def get_targets(
     dataset: Dataset | Sequence[int] | torch.Tensor,  # a data set, or the class indices themselves
 ) -> torch.Tensor:  # `(N,)`, `int64`
-    """The class index of every sample, without loading images where the data set knows its `targets`.
+    """The class index of every sample; without `targets` in the data set, every sample is loaded once.
 
-    Otherwise every sample is loaded once. Raises `ValueError` when the targets are not one whole number per sample.
+    Raises `ValueError` when the targets are not one whole number per sample.
     """
-    if isinstance(dataset, ConcatDataset):
-        return torch.cat([get_targets(part) for part in dataset.datasets])
-    if isinstance(dataset, Subset):
-        indices = torch.tensor(list(dataset.indices), dtype=torch.long)
-        return get_targets(dataset.dataset)[indices]
-    if torch.is_tensor(dataset) or isinstance(dataset, np.ndarray):
-        targets = dataset
-    elif hasattr(dataset, "targets"):
-        targets = dataset.targets
-    elif isinstance(dataset, TensorDataset):
-        targets = dataset.tensors[-1]
-    elif isinstance(dataset, Sequence) and all(isinstance(label, Integral) for label in dataset):
-        targets = dataset
-    else:
-        targets = [operator.index(dataset[i][1]) for i in range(len(dataset))]
+    if isinstance(dataset, ConcatDataset): return torch.cat([get_targets(part) for part in dataset.datasets])
+    if isinstance(dataset, Subset): return get_targets(dataset.dataset)[torch.tensor(list(dataset.indices)).long()]
+    if isinstance(dataset, TensorDataset): return get_targets(dataset.tensors[-1])
+    targets: Any = getattr(dataset, "targets", dataset)
+    is_list = isinstance(targets, Sequence) and all(isinstance(label, Integral) for label in targets)
+    if not (is_list or isinstance(targets, torch.Tensor | np.ndarray)):
+        targets = [operator.index(targets[i][1]) for i in range(len(targets))]
     targets = torch.as_tensor(targets)
     if targets.ndim != 1 or (targets.is_floating_point() and len(targets)):
         shape = tuple(targets.shape)
@@ -212,7 +197,7 @@ class TransformedSubset(Subset):
         transform: Callable | None = None,  # applied to `x`
         target_transform: Callable | None = None,  # applied to `y`
     ):
-        super().__init__(dataset, range(len(dataset)) if indices is None else indices)
+        super().__init__(dataset, range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
         self.transform, self.target_transform = transform, target_transform
 
     def __getitem__(self, i: int) -> tuple:
@@ -232,24 +217,6 @@ class TransformedSubset(Subset):
         return get_targets(self)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #a990b23c
-def _part_sizes(lengths: Sequence[float], total: int) -> list[int]:
-    "Fractions or counts as counts; what rounding leaves over goes to the first parts, as in `random_split`."
-    if sum(lengths) == total and all(isinstance(length, Integral) for length in lengths):
-        sizes = list(lengths)
-    elif abs(sum(lengths) - 1) < 1e-6:
-        sizes = [math.floor(total * length) for length in lengths]
-        for i in range(total - sum(sizes)):
-            sizes[i % len(sizes)] += 1
-    else:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"cannot split {total} samples into {list(lengths)}; "
-            f"expected fractions that sum to 1, or counts that sum to {total}, no part empty"
-        )
-    return sizes
-
-
 def _stratified_order(targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     "A random order of all samples of which every piece has the classes in proportion."
     order = torch.randperm(len(targets), generator=generator)
@@ -267,21 +234,24 @@ def split_dataset(
     seed: int = 0,  # the parts follow from it
     stratify: bool = False,  # keep the proportions of the classes in every part
 ) -> list[TransformedSubset]:  # the parts; no sample is in two of them
-    """Split at random into parts, each with its own transform.
+    """Split at random into parts, each with its own transform; without `stratify` as `random_split` does.
 
-    Without `stratify` the parts are those of `random_split` with a generator of this seed.
     Raises `ValueError` for lengths that do not add up, an empty part, or another number of transforms than of parts.
     """
     transforms = [None] * len(lengths) if transforms is None else list(transforms)
     if len(transforms) != len(lengths):
         raise ValueError(f"{len(transforms)} transforms for {len(lengths)} parts")
-    sizes = _part_sizes(lengths, len(dataset))
-    generator = torch.Generator().manual_seed(seed)
+    try:
+        with warnings.catch_warnings(action="error"):  # for an empty part
+            found = random_split(dataset, lengths, torch.Generator().manual_seed(seed))
+    except (ValueError, UserWarning) as error:
+        total = len(dataset)  # type: ignore[arg-type]
+        expected = f"fractions that sum to 1, or counts that sum to {total}, no part empty"
+        raise ValueError(f"cannot split {total} samples into {list(lengths)}; expected {expected}") from error
+    parts = [list(part.indices) for part in found]
     if stratify:
-        order = _stratified_order(get_targets(dataset), generator)
-    else:
-        order = torch.randperm(len(dataset), generator=generator)
-    parts = [part.tolist() for part in order.split(sizes)]
+        order = _stratified_order(get_targets(dataset), torch.Generator().manual_seed(seed))
+        parts = [part.tolist() for part in order.split([len(part) for part in parts])]
     return [TransformedSubset(dataset, part, transform) for part, transform in zip(parts, transforms)]
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #87be0289
@@ -289,10 +259,7 @@ def balanced_sampler(
     dataset_or_targets: Dataset | Sequence[int] | torch.Tensor,  # what `get_targets` takes
     seed: int | None = None,  # the draws follow from it; `None`: from PyTorch's global seed
 ) -> WeightedRandomSampler:  # for `DataLoader(dataset, sampler=...)`; as many draws as there are samples
-    """Draw, with repetitions, so that every class comes up equally often on average.
-
-    For training only: tests are made on data as it is. Raises `ValueError` for no samples.
-    """
+    "For training only: draw, with repetitions, every class equally often on average. `ValueError` for no samples."
     targets = get_targets(dataset_or_targets)
     if len(targets) == 0: raise ValueError("no samples to draw from")
     _, position, counts = targets.unique(return_inverse=True, return_counts=True)
