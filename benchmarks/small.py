@@ -43,8 +43,8 @@ def _cache(folder: str, image_size: str) -> dict:
     cache = ImageCache(paths, transform, folder, budget_bytes=2**40).decode_all()
     numbers = {"images": len(cache), "bytes": cache.nbytes, "grown": _memory() - before if before else 0}
     with tempfile.TemporaryDirectory() as beside, contextlib.redirect_stderr(io.StringIO()) as messages:
-        too_small = {"budget_bytes": cache.nbytes // len(paths), "cache_dir": beside}
-        cache = ImageCache(paths[:200], transform, folder, **too_small).decode_all()
+        root, budget_bytes = Path(beside, "images"), cache.nbytes // len(paths)  # the file goes beside this root
+        cache = ImageCache(paths[:200], transform, root, budget_bytes=budget_bytes).decode_all()
         numbers["file_made"] = cache.path is not None and cache.path.stat().st_size >= cache.nbytes
         numbers["said"] = "kept in the file" in messages.getvalue()
     return numbers
