@@ -463,7 +463,7 @@ def test_no_network_is_one_line(command, tmp_path):
 
 def test_get_data_skips_what_is_complete(command, tmp_path):
     first = command("get-data", "food_shapes", "--root", "sets")
-    stamp = (tmp_path / "sets" / "food_shapes" / ".source").stat().st_mtime_ns
+    stamp = (tmp_path / "sets" / "food_shapes" / ".complete").stat().st_mtime_ns
     second = command("get-data", "food_shapes", "--root", "sets")
     assert first.status == second.status == 0
     assert (
@@ -471,7 +471,7 @@ def test_get_data_skips_what_is_complete(command, tmp_path):
         == second.out
         == "sets/food_shapes: 225 training and 75 test files in 3 classes\n".replace("/", os.sep)
     )
-    assert (tmp_path / "sets" / "food_shapes" / ".source").stat().st_mtime_ns == stamp
+    assert (tmp_path / "sets" / "food_shapes" / ".complete").stat().st_mtime_ns == stamp
 
 
 # --- predict ---

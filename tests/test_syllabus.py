@@ -58,7 +58,7 @@ TOPICS = {
         "2_data/27_custom_datasets",
         "## Ready-made sets",
     ),
-    "scaling, normalising, v2, ToTensor is deprecated": ("1_basics/13_images", "## From picture to batch"),
+    "scaling, normalising, v2, ToTensor is deprecated": ("1_basics/13_images", "## From image to batch"),
     "one-hot labels as a picklable class": ("2_data/27_custom_datasets", "## Labels as vectors"),
     "samplers": ("2_data/27_custom_datasets", "## In which order?"),
     "unbalanced classes": ("2_data/27_custom_datasets", "### Rare classes"),
