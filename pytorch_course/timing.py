@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
+from .performance import Compile
 from .trainer import Callback
 
 # %% ../nbs/3_training/45_timing.ipynb #c074c294
@@ -71,7 +72,7 @@ class Timings:
         if gain <= 0: return math.inf
         return 1 + max(0, math.ceil(round((self.first[name] - self.first[to]) / gain, 6)))
 
-# %% ../nbs/3_training/45_timing.ipynb #a73546f7
+# %% ../nbs/3_training/45_timing.ipynb #6f90fe34
 def _page_faults() -> int | None:
     "How often the system had to hand memory to this process so far; `None` where it does not say."
     try:
@@ -141,7 +142,9 @@ class StepProfiler(Callback):
         self.seconds, self.steps = dict.fromkeys(self.parts, 0.0), -self.skip
         self.on_cpu = trainer.device.type == "cpu"
         self.last = self._now()
-        self.hook = trainer.model.register_forward_hook(self._after_forward)
+        compiled = any(isinstance(callback, Compile) for callback in trainer.callbacks)
+        lap = torch.compiler.disable(self._after_forward) if compiled else self._after_forward
+        self.hook = trainer.model.register_forward_hook(lap)
 
     def before_epoch(self, trainer):
         self.last = self._now()
