@@ -19,7 +19,6 @@ from .trainer import Callback
 @dataclass
 class Timings:
     "What `compare_timings` has measured, by name; it prints as a table, relative to the first name."
-
     first: dict[str, float]  # seconds of the first call, the warm-up
     seconds: dict[str, list[float]]  # of each round
     faults: dict[str, list[int | None]]  # page faults of each round
@@ -41,7 +40,6 @@ class Timings:
         Five rounds agree by mere luck in 1 of 16 cases, eight in 1 of 128.
         """
         import pandas  # here, so that importing this module stays fast
-
         to, rows = to or next(iter(self.seconds)), {}
         for name, seconds in self.seconds.items():
             ratios, faults = self.ratios(name, to), [count for count in self.faults[name] if count is not None]
@@ -193,7 +191,6 @@ class StepProfiler(Callback):
     def table(self):  # a pandas DataFrame with a row for each part
         "Milliseconds a step, and the share of each part. Raises `ValueError` before there was a step to count."
         import pandas
-
         if self.steps < 1:
             raise ValueError(f"no step to show: the first {self.skip} of a run are left out, and there were no more")
         milliseconds = pandas.Series(self.seconds) * 1000 / self.steps
