@@ -46,10 +46,10 @@ def get_data(
     counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
     print(f"{folder}: {counts} in {len(train)} classes")
 
-# %% ../nbs/06_going_modular.ipynb #7dc04a23
+# %% ../nbs/06_going_modular.ipynb #9eec2673
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
-    from pytorch_course import data, image_cache, images, model, runs, save_load
+    from pytorch_course import data, image_cache, images, model, save_load
     train_dir, test_dir, name = runs.find_data(
         args.data, args.train_dir, args.test_dir, args.root, args.resume
     )
@@ -71,7 +71,7 @@ def _prepare(args: SimpleNamespace) -> tuple:
 # %% ../nbs/06_going_modular.ipynb #be886191
 def _print_performance(args: SimpleNamespace):
     "A callback that says what makes this run fast, when all of it has been decided."
-    from pytorch_course import runs, trainer
+    from pytorch_course import trainer
 
     class PrintPerformance(trainer.Callback):
         order = 900  # after those that decide
@@ -105,7 +105,7 @@ def _print_result(folder: Path, accuracy: float, test_set):
 def _train(args: SimpleNamespace):
     "Prepare, train, save, and say what to do next."
     import torch
-    from pytorch_course import recipes, runs, system, tensors
+    from pytorch_course import recipes, system, tensors
     torch.set_num_threads(min(torch.get_num_threads(), system.cpu_count()))
     settings = {name: value for name, value in vars(args).items() if name != "resume"}
     args.device = tensors.pick_device(args.device)
@@ -246,7 +246,7 @@ def doctor(
     from pytorch_course.doctor import diagnose, print_report
     return print_report(diagnose(".", root), json)
 
-# %% ../nbs/06_going_modular.ipynb #b8ee9466
+# %% ../nbs/06_going_modular.ipynb #9bab0aa8
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM
