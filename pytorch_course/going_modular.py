@@ -46,7 +46,7 @@ def get_data(
     counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
     print(f"{folder}: {counts} in {len(train)} classes")
 
-# %% ../nbs/06_going_modular.ipynb #9eec2673
+# %% ../nbs/06_going_modular.ipynb #91b22667
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
@@ -69,15 +69,18 @@ def _prepare(args: SimpleNamespace) -> tuple:
     return name, dataloaders, info, model.build_model(architecture, **kwargs)
 
 # %% ../nbs/06_going_modular.ipynb #be886191
-def _print_performance(args: SimpleNamespace):
+def _print_performance(args: SimpleNamespace, dataloaders: list):
     "A callback that says what makes this run fast, when all of it has been decided."
-    from pytorch_course import trainer
+    from pytorch_course.trainer import Callback
+    settings = ["large JPEGs at reduced size"] if args.draft else []
+    settings += [args.precision, *(["compiled"] if args.compile else [])]
 
-    class PrintPerformance(trainer.Callback):
+    class PrintPerformance(Callback):
         order = 900  # after those that decide
 
         def before_fit(self, trainer):
-            print(f"speed   {runs.describe_performance(trainer, args.draft)}", flush=True)
+            line = runs.describe_performance(trainer.model, dataloaders, settings)
+            print(f"speed   {line}", flush=True)
 
     return PrintPerformance()
 
@@ -126,7 +129,7 @@ def _train(args: SimpleNamespace):
         trainer = recipes.fit(
             model, *dataloaders, epochs=args.epochs, optimizer=optimizer, **options,
             checkpoint_dir=folder/"checkpoints", resume=args.resume is not None,
-            callbacks=[_print_performance(args)],
+            callbacks=[_print_performance(args, dataloaders)],
         )
         history = runs.history_table(trainer.history)
         info.metrics = history.drop(columns="epoch").iloc[-1].to_dict()
@@ -223,10 +226,8 @@ def evaluate(
     dataloader = DataLoader(dataset, 64, num_workers=num_workers)
     result = evaluation.evaluate_model(network, dataloader, info.class_names, best_device)
     evaluation.plot_confusion_matrix(result.matrix, info.class_names).savefig(file, dpi=150)
-    report = dict(accuracy=result.accuracy, classes=list(result.table))
-    report["confusion_matrix"] = result.matrix.tolist()
     text = f"{result}\n\nconfusion matrix: {file}"
-    print(json_module.dumps(report, indent=2) if json else text)
+    print(json_module.dumps(result.to_dict(), indent=2) if json else text)
 
 # %% ../nbs/06_going_modular.ipynb #351a8d78
 def scaffold(
@@ -246,7 +247,7 @@ def doctor(
     from pytorch_course.doctor import diagnose, print_report
     return print_report(diagnose(".", root), json)
 
-# %% ../nbs/06_going_modular.ipynb #9bab0aa8
+# %% ../nbs/06_going_modular.ipynb #f3379a43
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM

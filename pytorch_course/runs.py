@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHANGEABLE', 'make_config', 'write_config', 'read_config', 'resumable', 'user_message', 'open_run', 'find_data',
-           'choose_model', 'history_table', 'save_run']
+           'choose_model', 'history_table', 'save_run', 'describe_performance']
 
-# %% ../nbs/4_tools/50_runs.ipynb #24872657
+# %% ../nbs/4_tools/50_runs.ipynb #978b3944
 import inspect
 import itertools
 import json
@@ -19,7 +19,7 @@ from functools import wraps
 from pathlib import Path
 from . import __version__
 
-# %% ../nbs/4_tools/50_runs.ipynb #83016dc6
+# %% ../nbs/4_tools/50_runs.ipynb #ef407963
 def _new_path(out: str | None, name: str) -> Path:
     "The folder for a new run: `out`, or `runs/<name>`, or `runs/<name>-2` ..."
     if out:
@@ -51,7 +51,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
                         folder.rmdir()
         raise
 
-# %% ../nbs/4_tools/50_runs.ipynb #9b9495de
+# %% ../nbs/4_tools/50_runs.ipynb #0e0279ba
 def make_config(
     settings: dict,  # arguments of the run, by name
     name: str,  # of the data
@@ -89,7 +89,7 @@ def read_config(
         return json.loads(path.read_text(encoding="utf-8"))
     return {}
 
-# %% ../nbs/4_tools/50_runs.ipynb #89d6b616
+# %% ../nbs/4_tools/50_runs.ipynb #07b48004
 CHANGEABLE = ("epochs", "num_workers", "no_cache", "device")  # settings that may be given anew when a run is resumed
 
 
@@ -118,7 +118,7 @@ def resumable(
 
     return train_or_resume
 
-# %% ../nbs/4_tools/50_runs.ipynb #b441e888
+# %% ../nbs/4_tools/50_runs.ipynb #607a38af
 def user_message(
     error: BaseException | str,  # or its text
 ) -> str:  # what the user of a command needs of it
@@ -150,7 +150,7 @@ def open_run(
         if not checkpoints or "non_finite" not in str(error): raise
         raise ValueError(f"{user_message(error)}. The last good checkpoint is {checkpoints[-1]}") from error
 
-# %% ../nbs/4_tools/50_runs.ipynb #dd8291bc
+# %% ../nbs/4_tools/50_runs.ipynb #fab1226e
 def find_data(
     data: str | None = None,  # name, folder or zip file; `None`: digits, unless there are folders
     train_dir: str | None = None,  # folder of class folders, instead of `data`
@@ -172,7 +172,7 @@ def find_data(
         raise ValueError("--train_dir and --test_dir go together; one of them is missing")
     return Path(train_dir), Path(test_dir), Path(train_dir).resolve().parent.name or "data"
 
-# %% ../nbs/4_tools/50_runs.ipynb #8c23de7a
+# %% ../nbs/4_tools/50_runs.ipynb #b0c15145
 def choose_model(
     name: str,  # one of `list_models()`
     channels: int,  # of the images
@@ -192,7 +192,7 @@ def choose_model(
     known["image_size"] = image_size or takes["image_size"].default
     return cls.__name__.lower(), {name: value for name, value in known.items() if name in takes}
 
-# %% ../nbs/4_tools/50_runs.ipynb #913770ad
+# %% ../nbs/4_tools/50_runs.ipynb #ed698960
 def history_table(
     history: list[dict],  # a row for each epoch, `{"epoch": 1, "train_loss": ..., "valid_loss": ...}`
 ):  # a pandas DataFrame
@@ -220,3 +220,25 @@ def save_run(
         plot_loss_curves(history.to_dict("list")).savefig(temporary, dpi=150, format="png")
     write_config(folder, {**config, "model_info": info.to_dict()})
     save_model(model, folder, "model.pt", info)
+
+# %% ../nbs/4_tools/50_runs.ipynb #37135a49
+def describe_performance(
+    model,  # as it is trained
+    dataloaders: list,  # for training and testing
+    settings: list[str],  # what cannot be seen in these, such as the precision
+) -> str:  # a line of text
+    "What makes a run fast: cache, memory format, settings, threads and workers."
+    import torch
+
+    caches = [getattr(dataloader.dataset, "cache", None) for dataloader in dataloaders]
+    caches = [cache for cache in caches if cache is not None and cache.pixels is not None]
+    places = " and ".join(sorted({"files" if cache.path else "memory" for cache in caches}, reverse=True))
+    size = sum(cache.nbytes for cache in caches) / 1e6
+    decoded = f"once ({size:,.1f} MB in {places})" if len(caches) == len(dataloaders) else "in every epoch"
+    weights = [p for p in model.parameters() if p.ndim == 4 and not p.is_contiguous()]
+    is_channels_last = any(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    threads, workers = torch.get_num_threads(), dataloaders[0].num_workers
+    parts = [f"images decoded {decoded}", "channels_last" if is_channels_last else "", *settings]
+    parts.append(f"{threads} thread{'s' if threads > 1 else ''}")
+    parts.append(f"{workers} worker{'s' if workers > 1 else ''}" if workers else "")
+    return ", ".join(part for part in parts if part)
