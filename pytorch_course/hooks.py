@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'Hooks', 'update_meter', 'History', 'metric_state', 'ProgressBar']
 
-# %% ../nbs/3_training/30d_hooks.ipynb #8e39d66f
+# %% ../nbs/3_training/30d_hooks.ipynb #8b144e2a
 import time
 from collections.abc import Callable
 import torch
@@ -14,7 +14,7 @@ from .arguments import batch_size, to_device
 from .files import progress_bar_options
 from .training import EpochMeter
 
-# %% ../nbs/3_training/30d_hooks.ipynb #b8f8aaf2
+# %% ../nbs/3_training/30d_hooks.ipynb #9277e602
 class Callback:
     "Base of all callbacks: override the hooks you need; each one gets the trainer."
 
@@ -78,7 +78,7 @@ class Callback:
                 message = f"{cls.__name__}.{name} is no hook and would never be called"
                 raise TypeError(f"{message}; the hooks are {', '.join(known)}")
 
-# %% ../nbs/3_training/30d_hooks.ipynb #8e48b069
+# %% ../nbs/3_training/30d_hooks.ipynb #5bc87758
 class Hooks:
     "Callbacks, and how they are called."
 
@@ -109,7 +109,7 @@ class Hooks:
         "Continue where `state_dict` was taken."
         vars(self).update(state)
 
-# %% ../nbs/3_training/30d_hooks.ipynb #481096f7
+# %% ../nbs/3_training/30d_hooks.ipynb #3fb235a3
 def update_meter(
     meter: EpochMeter,  # of this epoch
     trainer,  # were metrics asked for?
@@ -126,7 +126,8 @@ def update_meter(
         if trainer.metrics_given and (meter.functions or meter.objects):
             advice = "or return numbers from step: loss, None, {'acc': ...}"
             raise TypeError(f"metrics need batches (X, y) and outputs as tensors; {advice}")
-        meter.forget_metrics()
+        for metrics in (meter.functions, meter.objects, meter.values):
+            metrics.clear()  # only the loss can be measured
         meter.losses.append(loss.detach())
         meter.weights.append(batch_size(batch))
     for name, number in numbers.items():
@@ -178,7 +179,7 @@ def metric_state(metric) -> dict:
         metric.persistent(True)
     return metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
 
-# %% ../nbs/3_training/30d_hooks.ipynb #9ce7081b
+# %% ../nbs/3_training/30d_hooks.ipynb #4f8624e5
 class ProgressBar(Callback):
     "A bar within each epoch, in a terminal; a line with the metrics after it."
 

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['join_outputs', 'Trainer', 'copy_trainer', 'overfit_one_batch', 'Callback', 'History', 'ProgressBar']
 
-# %% ../nbs/3_training/31_trainer.ipynb #85db6cc7
+# %% ../nbs/3_training/31_trainer.ipynb #69bb0145
 import copy
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 import torch
 from torch import nn
-from torch.utils.data import RandomSampler
 from . import arguments
 from .arguments import to_device, unpack_pair, unpack_step
 from .hooks import Callback, History, Hooks, ProgressBar, update_meter
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 _all_ = ["Callback", "History", "ProgressBar"]
 
-# %% ../nbs/3_training/31_trainer.ipynb #68fa009b
+# %% ../nbs/3_training/31_trainer.ipynb #7520168a
 class _Steps(Hooks):
     "A model, a loss, an optimizer, and what happens with a batch."
 
@@ -84,54 +83,49 @@ class _Steps(Hooks):
         if self.device.type == "cpu": return dataloader
         return (to_device(batch, self.device) for batch in dataloader)
 
-# %% ../nbs/3_training/31_trainer.ipynb #35ab70a0
+# %% ../nbs/3_training/31_trainer.ipynb #739037bd
 class _Evaluation(_Steps):
     "Measure and predict."
 
     def unpacked_step(self, batch) -> tuple:
         return unpack_step(self.step(batch))
 
-    def measure(self, dataloader: Iterable, metrics: dict) -> dict[str, float]:
-        "Means over all samples; leaves the model in evaluation mode."
+    @contextmanager
+    def in_phase(self, phase: str) -> Iterator:
+        "Evaluation mode, without gradients; afterwards all is as it was."
+        before, training = self.phase, self.model.training
+        self.phase = phase
+        arguments.move_modules(self, self.device)
         self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.phase = before
+            self.model.train(training)
+
+    def measure(self, dataloader: Iterable, metrics: dict) -> dict[str, float]:
+        "Means over all samples."
         meter = EpochMeter(metrics, self.loss_fn)
         step = self.around("step", self.unpacked_step)
-        with torch.inference_mode():
-            for batch in self.around("batches", self.batches)(dataloader):
-                update_meter(meter, self, batch, *step(batch))
+        for batch in self.around("batches", self.batches)(dataloader):
+            update_meter(meter, self, batch, *step(batch))
         return meter.compute()
 
     def evaluate(self, dataloader: Iterable) -> dict[str, float]:
         "Loss and metrics, `{'loss': ..., <metric>: ...}`. A callback may call this in the middle of an epoch."
         arguments.check_dataloader("dataloader", dataloader)
-        before = self.phase, self.model.training
-        self.phase = "evaluate"
-        self.move()
-        try:
+        with self.in_phase("evaluate"):
             return self.measure(dataloader, copy.deepcopy(self.metrics))
-        finally:
-            self.phase = before[0]
-            self.model.train(before[1])
 
     def predict(self, dataloader: Iterable) -> torch.Tensor:
         "Outputs for all samples, in their order, `(N, ...)` on the CPU. Warns when the dataloader shuffles."
         arguments.check_dataloader("dataloader", dataloader)
-        if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
-            message = "this dataloader shuffles, so the predictions are in another order than the data"
-            warnings.warn(message, stacklevel=2)
-        self.phase = "predict"
-        self.move()
-        self.model.eval()
-        step = self.around("step", self.predict_step)
-        with torch.inference_mode():
+        arguments.warn_if_shuffled(dataloader)
+        with self.in_phase("predict"):
+            step = self.around("step", self.predict_step)
             batches = self.around("batches", self.batches)(dataloader)
             return join_outputs([step(batch) for batch in batches])
-
-    def move(self):
-        "Move models, losses and metrics to the device."
-        for value in (*vars(self).values(), *self.metrics.values()):
-            if isinstance(value, nn.Module):
-                value.to(self.device)
 
 
 def join_outputs(outputs: list) -> torch.Tensor:
@@ -143,7 +137,7 @@ def join_outputs(outputs: list) -> torch.Tensor:
     joined = torch.cat([output.cpu() for output in outputs])
     return joined.float() if joined.dtype in (torch.bfloat16, torch.float16) else joined
 
-# %% ../nbs/3_training/31_trainer.ipynb #01a838e1
+# %% ../nbs/3_training/31_trainer.ipynb #5f8e9b69
 class Trainer(_Evaluation):
     "Train a model. Override `step`, `optimize` or `predict_step`; everything else is a callback."
 
@@ -158,13 +152,11 @@ class Trainer(_Evaluation):
         Raises `TypeError` or `ValueError` for arguments that cannot work, without an optimizer and for empty data.
         """
         arguments.check_fit_arguments(self.optimizer, epochs, train_dataloader, valid_dataloader)
-        self.train_dataloader = train_dataloader
-        self.valid_dataloader = valid_dataloader
-        self.epochs = epochs
-        self.start_epoch = self.epoch
+        self.train_dataloader, self.valid_dataloader = train_dataloader, valid_dataloader
+        self.start_epoch, self.epochs = self.epoch, epochs
         self.batch_index = 0
         self.should_stop = False
-        self.move()
+        arguments.move_modules(self, self.device)
         try:
             self.around("fit", self.fit_epochs)()
         finally:
@@ -182,8 +174,8 @@ class Trainer(_Evaluation):
             self.call("before_epoch")
             self.train_epoch()
             if self.valid_dataloader is not None:
-                self.phase = "valid"
-                self.valid_means = self.measure(self.valid_dataloader, self.metrics)
+                with self.in_phase("valid"):
+                    self.valid_means = self.measure(self.valid_dataloader, self.metrics)
             self.epoch += 1
             self.batch_index = 0
             self.call("after_epoch")
@@ -199,8 +191,7 @@ class Trainer(_Evaluation):
         before_batch = self.hooks("before_batch")
         after_batch = self.hooks("after_batch")
         for self.batch in self.around("batches", self.batches)(self.train_dataloader):
-            self.accumulating = False
-            self.updated = False
+            self.accumulating = self.updated = False
             for hook in before_batch:
                 hook(self)
             loss, outputs, self.numbers = step(self.batch)
@@ -212,7 +203,7 @@ class Trainer(_Evaluation):
             for hook in after_batch:
                 hook(self)
 
-# %% ../nbs/3_training/31_trainer.ipynb #1b5801e6
+# %% ../nbs/3_training/31_trainer.ipynb #a67bcfc9
 def copy_trainer(
     trainer: Trainer,  # stays as it is
     callbacks: Iterable[Callback] = (),  # of the copy
@@ -234,7 +225,7 @@ def overfit_one_batch(
 ) -> list[float]:  # losses, which should fall close to zero
     "A self-test: train a copy of the model on a single batch."
     trainer = copy_trainer(trainer)
-    trainer.move()
+    arguments.move_modules(trainer, trainer.device)
     trainer.train_dataloader = [next(iter(dataloader))]
     losses = []
     for _ in range(steps):

@@ -32,7 +32,7 @@ def accuracy(
     correct = (logits.argmax(dim=1) == y) & counted
     return correct.sum() / counted.sum()
 
-# %% ../nbs/04_training.ipynb #41b9e099
+# %% ../nbs/04_training.ipynb #1393fdd1
 def binary_accuracy(
     outputs: torch.Tensor,  # one output per sample, `(N,)` or `(N, 1)`
     y: torch.Tensor,  # 0 or 1, in the same shape
@@ -41,16 +41,15 @@ def binary_accuracy(
     "Share of samples on the correct side of the threshold."
     return ((outputs > threshold) == (y > 0.5)).float().mean()
 
-# %% ../nbs/04_training.ipynb #f74b7751
+# %% ../nbs/04_training.ipynb #0ba79a78
 def mean_absolute_error(
     predictions: torch.Tensor,  # `(N, ...)`
     y: torch.Tensor,  # targets, in the same shape
 ) -> torch.Tensor:  # `()`, in the unit of the targets
     "Mean distance of predictions and targets. Raises `ValueError` when their shapes differ."
-    if predictions.shape != y.shape:
-        shapes = f"{tuple(predictions.shape)} and targets {tuple(y.shape)}"
-        raise ValueError(f"predictions {shapes} must have the same shape")
-    return (predictions - y).abs().mean()
+    shapes = f"{tuple(predictions.shape)} and targets {tuple(y.shape)}"
+    if predictions.shape == y.shape: return (predictions - y).abs().mean()
+    raise ValueError(f"predictions {shapes} must have the same shape")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class TopKAccuracy:
         best = logits.topk(self.k, dim=1).indices
         return (best == y.unsqueeze(1)).any(dim=1).float().mean()
 
-# %% ../nbs/04_training.ipynb #4c553986
+# %% ../nbs/04_training.ipynb #aca8469f
 def is_class_loss(loss_fn: Callable) -> bool:
     "Whether the labels of this loss are classes: cross entropy and negative log-likelihood."
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)): return True
@@ -81,9 +80,8 @@ def default_metrics(
         return {"acc": partial(binary_accuracy, threshold=0.5)}
     return {}
 
-# %% ../nbs/04_training.ipynb #5145d805
-_ELEMENTWISE = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss)
-
+# %% ../nbs/04_training.ipynb #bd134cac
+_DISTANCES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss)
 
 def loss_weight(
     loss_fn: Callable,  # a loss with `reduction="mean"`
@@ -96,18 +94,10 @@ def loss_weight(
         class_weights = getattr(loss_fn, "weight", None)
         if class_weights is None: return counted.sum()
         return class_weights[targets[counted]].sum()
-    if isinstance(loss_fn, (*_ELEMENTWISE, nn.BCEWithLogitsLoss)): return outputs.numel()
-    return len(targets)
+    per_element = isinstance(loss_fn, (*_DISTANCES, nn.BCELoss, nn.BCEWithLogitsLoss))
+    return outputs.numel() if per_element else len(targets)
 
-# %% ../nbs/04_training.ipynb #8b88ddfc
-_BUILT_IN = (accuracy, binary_accuracy, mean_absolute_error)
-
-
-def _joins(metric: Callable) -> bool:
-    "Whether this metric gives the same for many batches at once: a mean over samples."
-    return isinstance(metric, TopKAccuracy) or getattr(metric, "func", metric) in _BUILT_IN
-
-
+# %% ../nbs/04_training.ipynb #2d378d81
 def _join(batches: list[tuple]) -> list[tuple]:
     "Batches `(outputs, targets)` as one, if their shapes allow it."
     shapes = {(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}
@@ -127,8 +117,7 @@ def _scalar(name: str, value) -> torch.Tensor:
     "The value of a metric as a tensor `()`. Raises `ValueError` when it is more than one number."
     value = torch.as_tensor(value, dtype=torch.float32)
     if value.ndim == 0: return value
-    shape = tuple(value.shape)
-    raise ValueError(f"{name!r} must be one number for a batch, not a tensor of shape {shape}")
+    raise ValueError(f"{name!r} must be one number for a batch, not a tensor {tuple(value.shape)}")
 
 
 def _weighted_mean(values: list, weights: list) -> float:
@@ -137,10 +126,9 @@ def _weighted_mean(values: list, weights: list) -> float:
     numbers = torch.stack(values).cpu().double()
     return (shares @ numbers / shares.sum()).item()
 
-# %% ../nbs/04_training.ipynb #7ab7e010
+# %% ../nbs/04_training.ipynb #fa713cbf
 class _Totals:
     "Losses and metrics of the batches so far, as lists."
-
     def __init__(self, metrics: dict[str, Callable]):
         self.objects = {name: m for name, m in metrics.items() if hasattr(m, "compute")}
         self.functions = {name: m for name, m in metrics.items() if name not in self.objects}
@@ -159,12 +147,6 @@ class _Totals:
         values.append(_scalar(name, number).detach())
         weights.append(weight)
 
-    def forget_metrics(self):
-        "For batches without targets: only the loss is measured."
-        self.functions = {}
-        self.objects = {}
-        self.values = {}
-
     def means(self) -> dict[str, float]:
         means = {"loss": _weighted_mean(self.losses, self.weights)}
         for name, values in self.values.items():
@@ -175,16 +157,16 @@ class _Totals:
             means[name] = _weighted_mean(values, weights)
         return means
 
-# %% ../nbs/04_training.ipynb #e11c08bd
+# %% ../nbs/04_training.ipynb #474d0cbf
 class _Measurements(_Totals):
     "Metrics of batches, measured many at a time."
-
     group = 64  # at most so many small batches wait and are measured together
-
     def __init__(self, metrics: dict[str, Callable], loss_fn: Callable | None):
         super().__init__(metrics)
         self.loss_fn = loss_fn
-        self.joins = all(map(_joins, self.functions.values()))
+        known = (accuracy, binary_accuracy, mean_absolute_error)  # means over samples
+        others = [m for m in self.functions.values() if getattr(m, "func", m) not in known]
+        self.joins = all(isinstance(metric, TopKAccuracy) for metric in others)
 
     def measure(self):
         "Measure the batches that wait."
@@ -204,13 +186,9 @@ class _Measurements(_Totals):
         else:
             self.weights += [loss_weight(self.loss_fn, *batch) for batch in batches]
 
-# %% ../nbs/04_training.ipynb #271f8a59
+# %% ../nbs/04_training.ipynb #b441b9e8
 class EpochMeter(_Measurements):
-    """Loss and metrics of an epoch as means over all its samples, for any batch size.
-
-    `EpochMeter(metrics, loss_fn)`: metrics by name, functions of `(outputs, targets)` or objects of
-    torchmetrics; the loss function decides what a batch weighs.
-    """
+    "Loss and metrics of an epoch, as means over all its samples, for any batch size."
 
     def __init__(self, metrics: dict[str, Callable], loss_fn: Callable | None = None):
         super().__init__(metrics, loss_fn)
@@ -240,8 +218,7 @@ class EpochMeter(_Measurements):
         "`{'loss': ..., <metric>: ...}`. Raises `ValueError` when there was no batch."
         self.measure()
         if self.losses: return self.means()
-        advice = "is the dataset empty, or smaller than one batch with drop_last?"
-        raise ValueError(f"the dataloader gave no batch; {advice}")
+        raise ValueError("the dataloader gave no batch; is the dataset empty?")
 
 # %% ../nbs/04_training.ipynb #d010b9cc
 def train_step(
@@ -266,7 +243,7 @@ def train_step(
     means = meter.compute()
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #4b2a163e
+# %% ../nbs/04_training.ipynb #5b8c49dd
 def test_step(
     model: nn.Module,  # on `device`; stays in evaluation mode
     dataloader: Iterable,  # batches `(X, y)`
@@ -302,9 +279,8 @@ def train(
     Raises `ValueError` for a negative number of epochs, empty data, and a loss that is not finite.
     """
     if epochs < 0: raise ValueError(f"epochs must be 0 or more, not {epochs}")
-    results: dict[str, list[float]] = {
-        name: [] for name in ("train_loss", "train_acc", "test_loss", "test_acc")
-    }
+    names = ("train_loss", "train_acc", "test_loss", "test_acc")
+    results: dict[str, list[float]] = {name: [] for name in names}
     model.to(device)
     if isinstance(loss_fn, nn.Module):
         loss_fn.to(device)  # class weights, for example
@@ -316,10 +292,9 @@ def train(
         if not math.isfinite(train_loss):
             raise ValueError(f"the loss became {train_loss} in {title}; lower the learning rate")
         test_loss, test_acc = test_step(model, test_dataloader, loss_fn, device)
-        row = [train_loss, train_acc, test_loss, test_acc]
-        for name, number in zip(results, row):
+        for name, number in zip(names, (train_loss, train_acc, test_loss, test_acc)):
             results[name].append(number)
         if progress:
-            shown = "  ".join(f"{name} {number:.4f}" for name, number in zip(results, row))
+            shown = "  ".join(f"{name} {numbers[-1]:.4f}" for name, numbers in results.items())
             print(f"{title}  {shown}  {time.perf_counter() - start:.1f} s", flush=True)
     return results
