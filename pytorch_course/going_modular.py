@@ -46,7 +46,7 @@ def get_data(
     counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
     print(f"{folder}: {counts} in {len(train)} classes")
 
-# %% ../nbs/06_going_modular.ipynb #2677ca7e
+# %% ../nbs/06_going_modular.ipynb #74703343
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
@@ -76,7 +76,7 @@ def _print_performance(args: SimpleNamespace, dataloaders: list):
     settings += [args.precision, *(["compiled"] if args.compile else [])]
 
     class PrintPerformance(Callback):
-        order = 900  # after those that decide
+        order = 1001  # after those that decide, and after a resume
 
         def before_fit(self, trainer):
             line = runs.describe_performance(trainer.model, dataloaders, settings)
@@ -247,7 +247,7 @@ def doctor(
     from pytorch_course.doctor import diagnose, print_report
     return print_report(diagnose(".", root), json)
 
-# %% ../nbs/06_going_modular.ipynb #c75ab470
+# %% ../nbs/06_going_modular.ipynb #079bad9a
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM
