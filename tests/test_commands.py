@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-
 from pytorch_course.data import create_dataloaders
 from pytorch_course.going_modular import main
 from pytorch_course.images import ImageTransform
