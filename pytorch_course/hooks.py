@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'Hooks', 'update_meter', 'History', 'metric_state', 'ProgressBar']
 
-# %% ../nbs/3_training/30d_hooks.ipynb #ebfad03f
+# %% ../nbs/3_training/30d_hooks.ipynb #ebc07908
 import time
 from collections.abc import Callable
 import torch
@@ -14,7 +14,7 @@ from .arguments import batch_size, to_device
 from .files import progress_bar_options
 from .training import EpochMeter
 
-# %% ../nbs/3_training/30d_hooks.ipynb #0f4a5779
+# %% ../nbs/3_training/30d_hooks.ipynb #bea9bf60
 class Callback:
     "Base of all callbacks: override the hooks you need; each one gets the trainer."
 
@@ -78,7 +78,7 @@ class Callback:
                 message = f"{cls.__name__}.{name} is no hook and would never be called"
                 raise TypeError(f"{message}; the hooks are {', '.join(known)}")
 
-# %% ../nbs/3_training/30d_hooks.ipynb #0d45faf8
+# %% ../nbs/3_training/30d_hooks.ipynb #b2bbb16b
 class Hooks:
     "Callbacks, and how they are called."
 
@@ -109,7 +109,7 @@ class Hooks:
         "Continue where `state_dict` was taken."
         vars(self).update(state)
 
-# %% ../nbs/3_training/30d_hooks.ipynb #f80526f1
+# %% ../nbs/3_training/30d_hooks.ipynb #cdb0ba85
 def update_meter(
     meter: EpochMeter,  # of this epoch
     trainer,  # were metrics asked for?
@@ -131,6 +131,8 @@ def update_meter(
         meter.losses.append(loss)
         meter.weights.append(batch_size(batch))
     for name, number in numbers.items():
+        if name == "loss" or name in meter.functions or name in meter.objects:
+            raise ValueError(f"step returned a number called {name!r}, which is the name of the loss or of a metric")
         meter.add_number(name, number, batch_size(batch))
 
 
@@ -179,7 +181,7 @@ def metric_state(metric) -> dict:
         metric.persistent(True)
     return metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
 
-# %% ../nbs/3_training/30d_hooks.ipynb #46fac9c5
+# %% ../nbs/3_training/30d_hooks.ipynb #b925c96a
 class ProgressBar(Callback):
     "A bar within each epoch, in a terminal; a line with the metrics after it."
 
