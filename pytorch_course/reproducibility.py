@@ -65,7 +65,7 @@ def _sample_seed(seed: int, index) -> int:
     number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
     return derive_seed(seed, number)
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #2ad090d1
+# %% ../nbs/3_training/34_reproducibility.ipynb #70610511
 class _FixedBatchSampler:
     "A batch sampler whose lists are set from outside."
     lists: list[SeededIndices] = []
@@ -109,12 +109,12 @@ def _seed_samplers(loader, seed: int, epoch: int):
         if hasattr(place, "__dict__"):
             _seed_attributes(place, seed)
         if hasattr(place, "set_epoch"):
-            place.set_epoch(epoch)
+            place.set_epoch(epoch)  # type: ignore
 
 
 _ORDER, _SAMPLES = 1, 2  # purposes: the same numbers must not give the same draws for both
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #2b66c108
+# %% ../nbs/3_training/34_reproducibility.ipynb #dfe47a5a
 _OPTIONS = (
     "num_workers",
     "collate_fn",
@@ -201,7 +201,7 @@ class SeededDataLoader:
             self.running._shutdown_workers()  # type: ignore
         self.running = None
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #66f55d3c
+# %% ../nbs/3_training/34_reproducibility.ipynb #6a04df51
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
 
 

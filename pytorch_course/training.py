@@ -32,7 +32,7 @@ def accuracy(
     correct = (logits.argmax(dim=1) == y) & counted
     return correct.sum() / counted.sum()
 
-# %% ../nbs/04_training.ipynb #2d72ebb2
+# %% ../nbs/04_training.ipynb #ca1fa009
 def binary_accuracy(
     outputs: torch.Tensor,  # one output per sample, `(N,)` or `(N, 1)`
     y: torch.Tensor,  # 0 or 1, in the same shape
@@ -41,7 +41,7 @@ def binary_accuracy(
     "Share of samples on the correct side of the threshold."
     return ((outputs > threshold) == (y > 0.5)).float().mean()
 
-# %% ../nbs/04_training.ipynb #a7dcd19c
+# %% ../nbs/04_training.ipynb #33f610a7
 def mean_absolute_error(
     predictions: torch.Tensor,  # `(N, ...)`
     y: torch.Tensor,  # targets, in the same shape
@@ -62,8 +62,8 @@ class TopKAccuracy:
         best = logits.topk(self.k, dim=1).indices
         return (best == y.unsqueeze(1)).any(dim=1).float().mean()
 
-# %% ../nbs/04_training.ipynb #50a960a9
-def is_class_loss(loss_fn: Callable) -> bool:
+# %% ../nbs/04_training.ipynb #dea70441
+def is_class_loss(loss_fn: Callable | None) -> bool:
     "Whether the labels of this loss are classes: cross entropy and negative log-likelihood."
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)): return True
     return loss_fn in (F.cross_entropy, F.nll_loss)
@@ -80,11 +80,11 @@ def default_metrics(
         return {"acc": partial(binary_accuracy, threshold=0.5)}
     return {}
 
-# %% ../nbs/04_training.ipynb #e011f135
+# %% ../nbs/04_training.ipynb #d636343f
 _DISTANCES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss)
 
 def loss_weight(
-    loss_fn: Callable,  # a loss with `reduction="mean"`
+    loss_fn: Callable | None,  # a loss with `reduction="mean"`
     outputs: torch.Tensor,  # of the model, `(N, ...)`
     targets: torch.Tensor,  # `(N, ...)`
 ) -> int | torch.Tensor:  # a number, or a tensor `()`
@@ -97,7 +97,7 @@ def loss_weight(
     per_element = isinstance(loss_fn, (*_DISTANCES, nn.BCELoss, nn.BCEWithLogitsLoss))
     return outputs.numel() if per_element else len(targets)
 
-# %% ../nbs/04_training.ipynb #0e8d1b80
+# %% ../nbs/04_training.ipynb #654eaa46
 def _join(batches: list[tuple]) -> list[tuple]:
     "Batches `(outputs, targets)` as one, if their shapes allow it."
     shapes = {(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}
@@ -127,7 +127,7 @@ def _weighted_mean(values: list, weights: list) -> float:
     counted = shares > 0  # a batch without a single label has the loss NaN
     return (shares[counted] @ numbers[counted] / shares.sum()).item()
 
-# %% ../nbs/04_training.ipynb #a6cd407c
+# %% ../nbs/04_training.ipynb #d820864e
 class _Totals:
     "Losses and metrics of the batches so far, as lists."
     def __init__(self, metrics: dict[str, Callable]):
@@ -158,7 +158,7 @@ class _Totals:
             means[name] = _weighted_mean(values, weights)
         return means
 
-# %% ../nbs/04_training.ipynb #c2016b64
+# %% ../nbs/04_training.ipynb #255ba3ef
 class _Measurements(_Totals):
     "Metrics of batches, measured many at a time."
     group = 64  # at most so many small batches wait and are measured together
@@ -187,7 +187,7 @@ class _Measurements(_Totals):
         else:
             self.weights += [loss_weight(self.loss_fn, *batch) for batch in batches]
 
-# %% ../nbs/04_training.ipynb #b4184e1a
+# %% ../nbs/04_training.ipynb #770d1e33
 class EpochMeter(_Measurements):
     "Loss and metrics of an epoch, as means over all its samples, for any batch size."
 
@@ -243,7 +243,7 @@ def train_step(
     means = meter.compute()
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #56a43c16
+# %% ../nbs/04_training.ipynb #db3c7c5f
 def test_step(
     model: nn.Module,  # on `device`; stays in evaluation mode
     dataloader: Iterable,  # batches `(X, y)`
