@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'QuickNet', 'train_cifar10_quickly']
 
-# %% ../nbs/3_training/46_recipes.ipynb #57b94a75
+# %% ../nbs/3_training/46_recipes.ipynb #a9f44499
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 import torch
@@ -23,7 +23,7 @@ from .reproducibility import Reproducible
 from .trainer import Trainer
 from .worker_errors import ExplainWorkerErrors
 
-# %% ../nbs/3_training/46_recipes.ipynb #7ea28362
+# %% ../nbs/3_training/46_recipes.ipynb #0081288a
 def _performance(precision: str, channels_last: bool | None, compile: bool) -> list[Callback]:
     "Callbacks for speed. Raises `ValueError` for another precision."
     callbacks: list[Callback] = [KeepMemory(), PrefetchToDevice()]
@@ -35,7 +35,7 @@ def _performance(precision: str, channels_last: bool | None, compile: bool) -> l
         callbacks.append(Compile())
     return callbacks
 
-# %% ../nbs/3_training/46_recipes.ipynb #a265389b
+# %% ../nbs/3_training/46_recipes.ipynb #7c1d4f0a
 def fit(
     model: nn.Module,  # moved to `device` and trained
     train_dataloader: Iterable,  # batches `(X, y)` to learn from
@@ -83,7 +83,7 @@ def fit(
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer
 
-# %% ../nbs/3_training/46_recipes.ipynb #0b17e6e7
+# %% ../nbs/3_training/46_recipes.ipynb #017f70d3
 def _block(in_channels: int, out_channels: int, pool: bool, **options) -> nn.Sequential:
     "Convolution, perhaps pooling, then what treats each pixel alone."
     layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, padding=1, bias=False, **options)]
@@ -117,7 +117,7 @@ class QuickNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).amax(dim=(2, 3))) / 8
 
-# %% ../nbs/3_training/46_recipes.ipynb #9c5fd7bc
+# %% ../nbs/3_training/46_recipes.ipynb #32a6d5fd
 def train_cifar10_quickly(
     train_dir: str | Path,  # folder of class folders to train on
     test_dir: str | Path,  # folder of class folders to test on
