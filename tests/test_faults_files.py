@@ -1,4 +1,4 @@
-"""Rows 18 to 39 of the table of faults: downloads, archives, folders and pictures as the world delivers them.
+"""Rows 18 to 39 of the table of faults: downloads, archives, folders and images as the world delivers them.
 
 The numbers in the names are those of the rows. Servers are real ones on 127.0.0.1, killed processes are really killed.
 """
@@ -78,7 +78,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def play_cut(self):
         self.answer(BODY[:50_000], length=str(len(BODY)))
     def play_cut_once(self):
-        self.play_cut() if self.server.asked.count(self.path) == 1 else self.answer()
+        if self.server.asked.count(self.path) == 1:
+            self.play_cut()
+        else:
+            self.answer()
     def play_long(self):
         self.answer(BODY + b"more", length=str(len(BODY) + 4))
     def play_short_length(self):
@@ -134,7 +137,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, host="127.0.0.1"):
         super().__init__((host, 0), Handler)
-        self.asked, self.raw, self.elsewhere, self.body = [], b"", "", BODY
+        self.asked, self.elsewhere = [], ""
+        self.body = BODY
         self.closing, self.go_on = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -146,8 +150,11 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{part}/data.bin"
 
     def close(self):
-        self.closing.set(), self.go_on.set()
-        self.shutdown(), self.server_close(), self.thread.join()
+        self.closing.set()
+        self.go_on.set()
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
 
 
 @pytest.fixture
@@ -696,7 +703,7 @@ def test_row_30_bomb_that_lies_about_its_size(tmp_path):
 
 
 def test_row_30_sizes_that_are_too_large_or_negative(tmp_path):
-    "The checksum is right, there are only fewer bytes than the table of contents says; and a tar header with a size below zero."
+    "Fewer bytes than the table of contents says, with the right checksum; and a tar header with a size below zero."
 
     def lie(data):
         return data.replace(struct.pack("<II", 777, 777), struct.pack("<II", 777, 778))
@@ -817,7 +824,7 @@ def test_row_26_to_31_get_data_with_a_local_zip(tmp_path, rogue):
     assert everything(tmp_path) == before
 
 
-# --- 32 to 38: folders of pictures ---
+# --- 32 to 38: folders of images ---
 
 
 def png(size=(6, 4), color=(200, 30, 40), mode="RGB"):
@@ -849,18 +856,21 @@ def test_row_32_an_empty_class_is_an_error_that_names_it(pets):
         if clutter:
             (pets / "wolf" / clutter).parent.mkdir(exist_ok=True)
             (pets / "wolf" / clutter).write_bytes(png())
-        with pytest.raises(ValueError, match=f"no pictures in {pets / 'wolf'}; remove the folder or add .jpg"):
+        with pytest.raises(ValueError, match=f"no images in {pets / 'wolf'}; remove the folder or add .jpg"):
             ImageFolder(pets)
 
 
-@pytest.mark.parametrize("clutter", [".ipynb_checkpoints", "__MACOSX", ".git", "cat/.ipynb_checkpoints", "cat/__MACOSX", "dog/deep/.thumbnails"])
+HIDDEN = [".ipynb_checkpoints", "__MACOSX", ".git", "cat/.ipynb_checkpoints", "cat/__MACOSX", "dog/deep/.thumbnails"]
+
+
+@pytest.mark.parametrize("clutter", HIDDEN)
 def test_row_33_hidden_folders_are_skipped_and_reported(pets, clutter):
     (pets / clutter / "below").mkdir(parents=True)
     for place in (pets / clutter, pets / clutter / "below"):
         (place / "copy.png").write_bytes(png())
     dataset, said = load(pets)
     assert dataset.classes == ["cat", "dog"] and len(dataset) == 8
-    assert said == [f"{pets}: skipped what is hidden, a link, or no picture: {Path(clutter).name}/ (1)"]
+    assert said == [f"{pets}: skipped hidden files, links and non-image files: {Path(clutter).name}/ (1)"]
 
 
 def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
@@ -871,7 +881,7 @@ def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
     dataset, said = load(pets)
     assert len(dataset) == 8
     assert said == [
-        f"{pets}: skipped what is hidden, a link, or no picture: *.heic (500), * (1), *.csv (1), .secret.png (1)"
+        f"{pets}: skipped hidden files, links and non-image files: *.heic (500), * (1), *.csv (1), .secret.png (1)"
     ]
     for i in range(20):
         (pets / "cat" / f"x.kind{i:02}").touch()
@@ -888,7 +898,8 @@ def test_row_33_litter_is_not_worth_a_warning(pets):
 
 def test_row_33_one_warning_for_a_folder_however_often_it_is_read(pets):
     (pets / ".git").mkdir()
-    code = "import sys; from pytorch_course.data import *; p = sys.argv[1]; ImageFolder(p)\nImageFolder(p)\ncreate_dataloaders(p, p, None, 2)"
+    code = "import sys; from pytorch_course.data import ImageFolder, create_dataloaders; p = sys.argv[1]"
+    code += "\nImageFolder(p)\nImageFolder(p)\ncreate_dataloaders(p, p, None, 2)"
     done = subprocess.run([sys.executable, "-c", code, pets], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count(f"{pets}: skipped") == 1
 
@@ -909,7 +920,7 @@ def test_row_33_os_walk_does_not_swallow_errors(pets, monkeypatch):
         ImageFolder(pets)
 
 
-def pictures_that_fail():
+def images_that_fail():
     whole = png((64, 64))
     jpeg, gif = io.BytesIO(), io.BytesIO()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -923,9 +934,9 @@ def pictures_that_fail():
     noise.save(eps, format="EPS")
     return {
         "34 zero bytes": (b"", "it is empty"),
-        "35 text": (b"just a line of text", "not a picture in a format that Pillow knows"),
-        "35 web page": (b"<html>please log in</html>", "not a picture"),
-        "35 LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "not a picture"),
+        "35 text": (b"just a line of text", "not an image in a format that Pillow knows"),
+        "35 web page": (b"<html>please log in</html>", "not an image"),
+        "35 LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "not an image"),
         "35 program": (eps.getvalue(), "EPS files are programs"),
         "36 cut png": (whole[: len(whole) // 2], ""),
         "36 cut jpeg": (jpeg.getvalue()[:2000], "truncated"),
@@ -939,7 +950,7 @@ def pictures_that_fail():
     }
 
 
-FAILING = pictures_that_fail()
+FAILING = images_that_fail()
 TO_TENSOR = ImageTransform(image_size=8)
 
 
@@ -947,7 +958,7 @@ def first_error(dataset, num_workers):
     try:
         list(DataLoader(dataset, batch_size=3, num_workers=num_workers))
     except ImageError as error:
-        # PyTorch raises a worker's error from a frame that keeps the error: a circle, which delays the end of the workers by ten seconds.
+        # PyTorch raises a worker's error from a frame that keeps the error: a circle that delays its end by 10 s.
         error.__traceback__ = None
         return str(error)
     raise AssertionError("a broken file went unnoticed")
@@ -971,7 +982,7 @@ def test_row_34_a_file_that_has_vanished(pets):
     dataset = ImageFolder(pets, TO_TENSOR)
     (pets / "dog" / "2.png").unlink()
     messages = [first_error(dataset, num_workers) for num_workers in (0, 2)]
-    assert messages == [f"no picture file at {pets / 'dog' / '2.png'}"] * 2
+    assert messages == [f"no image file at {pets / 'dog' / '2.png'}"] * 2
     with pytest.raises(FileNotFoundError):
         dataset[6]
 
@@ -1023,12 +1034,12 @@ def test_row_38_symlink_loop(pets, place, leads_to):
     (pets / place).symlink_to(pets / leads_to)
     dataset, said = load(pets)
     assert dataset.classes == ["cat", "dog"] and len(dataset) == 8
-    assert said == [f"{pets}: skipped what is hidden, a link, or no picture: loop/ (1)"]
+    assert said == [f"{pets}: skipped hidden files, links and non-image files: loop/ (1)"]
 
 
 @needs_links
 def test_row_38_links_that_lead_elsewhere(pets, tmp_path):
-    "A class may be kept elsewhere, and so may a picture; a link to itself leads nowhere."
+    "A class may be kept elsewhere, and so may an image; a link to itself leads nowhere."
     (pets / "cat").rename(tmp_path / "cat kept elsewhere")
     (pets / "cat").symlink_to(tmp_path / "cat kept elsewhere")
     (tmp_path / "one.png").write_bytes(png())
@@ -1043,7 +1054,7 @@ def test_row_38_links_that_lead_elsewhere(pets, tmp_path):
 
 
 class Hangs(ImageTransform):
-    "As on a network disk that has gone: for a long time, one picture does not arrive."
+    "As on a network disk that has gone: for a long time, one image does not arrive."
 
     def __call__(self, image):
         if image.width == 7:
