@@ -53,7 +53,7 @@ TOPICS = {
     "flips and rotation": ("2_data/27_custom_datasets", "## Augmentation, and who gets it"),
     "folders that lack a class": ("01_data", "### Mistake: folders that number their classes apart"),
     "files and a CSV": ("2_data/27_custom_datasets", "## Files and a list"),
-    "a CSV without a header": ("2_data/27_custom_datasets", "### Mistake: the header that was a picture"),
+    "a CSV without a header": ("2_data/27_custom_datasets", "### Mistake: the header that was an image"),
     "FashionMNIST, CIFAR10, labels_map, 3x3 grid, next(iter(loader))": (
         "2_data/27_custom_datasets",
         "## Ready-made sets",
