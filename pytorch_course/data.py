@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'write_digits', 'ImageFolder', 'find_splits', 'infer_channels', 'find_attributes',
-           'create_dataloaders']
+           'worker_options', 'create_dataloaders']
 
 # %% ../nbs/01_data.ipynb #710fdc07
 import multiprocessing
@@ -44,7 +44,7 @@ def write_digits(
             Image.fromarray(images[i]).save(path)
     return Path(folder)
 
-# %% ../nbs/01_data.ipynb #6a27d4aa
+# %% ../nbs/01_data.ipynb #c1afddc1
 def _is_visible(name: str) -> bool:
     "Not a hidden file or folder, and not what macOS adds to a zip."
     return not name.startswith(".") and name != "__MACOSX"
@@ -67,7 +67,7 @@ def _find_classes(root: Path, skipped: Counter) -> list[str]:
     skipped.update(f"{name}/" for name in folders if name not in classes)
     return classes
 
-# %% ../nbs/01_data.ipynb #7df7bb6c
+# %% ../nbs/01_data.ipynb #5d71f0ac
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".complete")
 
@@ -181,7 +181,7 @@ def infer_channels(
         if not gray: return 3
     return 1
 
-# %% ../nbs/01_data.ipynb #a6457ddc
+# %% ../nbs/01_data.ipynb #bcde61a9
 def find_attributes(
     dataset,  # a data set, perhaps a part (`Subset`) or a sum (`ConcatDataset`) of others
     name: str,  # of an attribute, for example "classes"
@@ -195,7 +195,7 @@ def find_attributes(
         if part is not None:
             yield from find_attributes(part, name)
 
-# %% ../nbs/01_data.ipynb #a5a06d5a
+# %% ../nbs/01_data.ipynb #963aade1
 def _check_same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list[str]:
     "The class names of both data sets. Raises `ValueError` when they differ."
     missing = sorted(set(train_dataset.classes) - set(test_dataset.classes))
@@ -206,14 +206,17 @@ def _check_same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -
         raise ValueError(f"classes differ: {found} {remedy}")
     return train_dataset.classes
 
-# %% ../nbs/01_data.ipynb #734e3151
-def _worker_options(num_workers: int, timeout: float) -> dict:
-    "What a `DataLoader` with workers needs besides; nothing without them."
+# %% ../nbs/01_data.ipynb #43693681
+def worker_options(
+    num_workers: int,  # for `DataLoader(num_workers=...)`
+    timeout: float = 120,  # seconds to wait for a worker's batch; 0: forever
+) -> dict:  # further arguments for the `DataLoader`; none without workers
+    "Workers that stay from epoch to epoch, cannot hang forever, and start safely."
     if num_workers == 0: return {}
     start_method = multiprocessing.get_start_method(allow_none=True)  # `None`: not chosen yet
-    threads_matter = sys.version_info >= (3, 12) and start_method in (None, "fork")
-    context = "spawn" if threads_matter else start_method
-    return dict(persistent_workers=True, timeout=timeout, multiprocessing_context=context)
+    if start_method in (None, "fork") and sys.version_info >= (3, 12):
+        start_method = "spawn"
+    return dict(persistent_workers=True, timeout=timeout, multiprocessing_context=start_method)
 
 # %% ../nbs/01_data.ipynb #093bb890
 def create_dataloaders(
@@ -242,7 +245,7 @@ def create_dataloaders(
     train_dataset = dataset_class(train_dir, transform)
     test_dataset = dataset_class(test_dir, test_transform or transform)
     class_names = _check_same_classes(train_dataset, test_dataset)
-    options = _worker_options(num_workers, timeout)
+    options = worker_options(num_workers, timeout)
     options |= dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
     options["pin_memory"] = torch.cuda.is_available()
     generator = None if seed is None else torch.Generator().manual_seed(seed)

@@ -21,7 +21,6 @@ from .tensors import pick_device
 # %% ../nbs/3_training/44_distributed.ipynb #63f23d1f
 class ProcessInfo(NamedTuple):
     "Which of the processes this one is, as `process_group` says."
-
     rank: int  # its index, from 0
     world_size: int  # how many processes there are
     device: torch.device  # where its copy of the model belongs

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['file_hash', 'DownloadError', 'RemoteFile', 'download']
 
-# %% ../nbs/2_data/20_downloads.ipynb #d6b22845
+# %% ../nbs/2_data/20_downloads.ipynb #e9b5c7ec
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,7 +19,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 from .files import progress_bar_options, replace_file, temporary_folder
 
-# %% ../nbs/2_data/20_downloads.ipynb #c2dca20b
+# %% ../nbs/2_data/20_downloads.ipynb #ac597367
 def file_hash(
     path: str | Path,  # file to read
     kind: str = "sha256",  # "sha256", "md5", or "git" for the blob id that git gives to this content
@@ -30,7 +32,7 @@ def file_hash(
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()
 
-# %% ../nbs/2_data/20_downloads.ipynb #1351af16
+# %% ../nbs/2_data/20_downloads.ipynb #c15b76d2
 class DownloadError(OSError):
     "A download that failed; the message says why and what to do."
 
@@ -57,30 +59,30 @@ class RemoteFile:
         kind, _, expected = self.hash.partition(":")
         return path.is_file() and file_hash(path, kind) == expected
 
-# %% ../nbs/2_data/20_downloads.ipynb #0ca5f8b3
-def _https_session(asked: str):
-    "A session that speaks HTTPS only, also after a redirect; plain HTTP just when it is this machine that is asked."
+# %% ../nbs/2_data/20_downloads.ipynb #b1c28b0b
+@contextmanager
+def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the response
+    "Ask over HTTPS only, also after a redirect; plain HTTP just when it is this machine that is asked."
     import requests  # only when something is downloaded: many programs never do
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
 
-    def is_here(url):
-        return parse_url(url).scheme == "http" and parse_url(url).host in ("127.0.0.1", "localhost")
-
-    class HttpsOnly(requests.Session):
-        def get_adapter(self, url):
-            if parse_url(url).scheme == "https" or (is_here(asked) and is_here(url)):
-                return super().get_adapter(url)
-            raise DownloadError("the address, or the one it redirects to, is not https")
-
-    session = HttpsOnly()
-    session.headers["Accept-Encoding"] = "identity"  # the length and the bytes of the file as it is
-    return session
+    with requests.Session() as session:
+        plain_http, parsed = session.adapters.pop("http://"), parse_url(url)
+        if parsed.scheme == "http" and parsed.host in ("127.0.0.1", "localhost"):
+            session.mount(f"http://{parsed.netloc}/", plain_http)
+        session.headers["Accept-Encoding"] = "identity"  # the length and the bytes of the file as it is
+        try:
+            response = session.get(url, stream=True, timeout=timeout)
+        except requests.exceptions.InvalidSchema as error:  # no adapter
+            raise DownloadError("the address, or the one it redirects to, is not https") from error
+        with response:
+            yield response
 
 
 def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout: tuple[float, float]):
     "Write the answer to `path` with a progress bar; requests raises when the length is not what was announced."
     too_long = DownloadError(f"the server sends more than {remote.max_bytes:,} bytes")
-    with _https_session(url) as session, session.get(url, stream=True, timeout=timeout) as response:
+    with _ask(url, timeout) as response:
         if 400 <= response.status_code < 500:
             raise DownloadError(f"the server answered {response.status_code} {response.reason}")
         response.raise_for_status()
@@ -95,7 +97,7 @@ def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout:
                 bar.update(len(piece))
                 if file.tell() > remote.max_bytes: raise too_long
 
-# %% ../nbs/2_data/20_downloads.ipynb #7616edee
+# %% ../nbs/2_data/20_downloads.ipynb #962a26f2
 def _reason(error: Exception) -> str:
     "Why a request failed, in words."
     import requests

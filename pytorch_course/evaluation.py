@@ -228,6 +228,7 @@ def evaluate_model(
         raise ValueError(f"the model gives NaN for {bad:,} of {len(y):,} samples; {advice}")
     predicted = logits.argmax(dim=1)
     matrix = confusion_matrix(y, predicted, len(class_names))
-    loss = None if loss_fn is None else float(loss_fn(logits.float(), y))
+    place = device or "cpu"  # where the weights of `loss_fn` are
+    loss = None if loss_fn is None else float(loss_fn(logits.to(place).float(), y.to(place)))
     accuracy = matrix.diagonal().sum().item() / len(y)
     return EvaluationResult(accuracy, loss, matrix, classification_report(y, predicted, class_names), logits, y)

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
+from .performance import Compile
 from .trainer import Callback
 
 # %% ../nbs/3_training/45_timing.ipynb #c074c294
 @dataclass
 class Timings:
     "What `compare_timings` has measured, by name; it prints as a table, relative to the first name."
-
     first: dict[str, float]  # seconds of the first call, the warm-up
     seconds: dict[str, list[float]]  # of each round
     faults: dict[str, list[int | None]]  # page faults of each round
@@ -40,7 +40,6 @@ class Timings:
         Five rounds agree by mere luck in 1 of 16 cases, eight in 1 of 128.
         """
         import pandas  # here, so that importing this module stays fast
-
         to, rows = to or next(iter(self.seconds)), {}
         for name, seconds in self.seconds.items():
             ratios, faults = self.ratios(name, to), [count for count in self.faults[name] if count is not None]
@@ -71,7 +70,7 @@ class Timings:
         if gain <= 0: return math.inf
         return 1 + max(0, math.ceil(round((self.first[name] - self.first[to]) / gain, 6)))
 
-# %% ../nbs/3_training/45_timing.ipynb #a73546f7
+# %% ../nbs/3_training/45_timing.ipynb #6f90fe34
 def _page_faults() -> int | None:
     "How often the system had to hand memory to this process so far; `None` where it does not say."
     try:
@@ -141,7 +140,9 @@ class StepProfiler(Callback):
         self.seconds, self.steps = dict.fromkeys(self.parts, 0.0), -self.skip
         self.on_cpu = trainer.device.type == "cpu"
         self.last = self._now()
-        self.hook = trainer.model.register_forward_hook(self._after_forward)
+        compiled = any(isinstance(callback, Compile) for callback in trainer.callbacks)
+        lap = torch.compiler.disable(self._after_forward) if compiled else self._after_forward
+        self.hook = trainer.model.register_forward_hook(lap)
 
     def before_epoch(self, trainer):
         self.last = self._now()
@@ -190,7 +191,6 @@ class StepProfiler(Callback):
     def table(self):  # a pandas DataFrame with a row for each part
         "Milliseconds a step, and the share of each part. Raises `ValueError` before there was a step to count."
         import pandas
-
         if self.steps < 1:
             raise ValueError(f"no step to show: the first {self.skip} of a run are left out, and there were no more")
         milliseconds = pandas.Series(self.seconds) * 1000 / self.steps

@@ -69,7 +69,6 @@ def _add_graph(writer, model: torch.nn.Module, X):
 def _add_hyperparameters(writer, hyperparameters: dict, metrics: dict[str, float], epoch: int):
     "Settings and final metrics, for the tab HParams."
     from torch.utils.tensorboard.summary import hparams
-
     for record in hparams(hyperparameters, metrics):
         writer.file_writer.add_summary(record)
     for name, value in metrics.items():
@@ -82,7 +81,6 @@ class TensorBoard(Callback):
     Metrics have the epoch as their step; training again in the same folder replaces the epochs that come again. Only
     the first `fit` records the graph. Raises `ImportError` when TensorBoard is missing.
     """
-
     def __init__(
         self,
         log_dir: str | Path,  # a folder of its own for each run, for example "runs/small_steps"

@@ -1,0 +1,1 @@
+"""Texts that `scaffold` writes beside the lessons; nobody imports them from here."""

@@ -1,1 +1,0 @@
-. /work/lead/env.sh; cd nbs/3_training; for n in 37an:37a_shutdown 37b:37b_checkpoint_manager 38m:38_checkpoints; do python /work/tools/nb.py in ${n#*:}.ipynb /work/lead/${n%:*}.txt; done; cd ../..; nbdev_export; wc -l pytorch_course/{checkpoints,shutdown,checkpoint_manager}.py; python /work/tools/style.py nbs/3_training/37[ab]* nbs/3_training/38*;
