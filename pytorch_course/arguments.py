@@ -19,7 +19,6 @@ def _refuse_class(name: str, value):
     if isinstance(value, type):
         raise TypeError(f"{name} is the class {value.__name__}; make an object of it: {value.__name__}(...)")
 
-
 def _name(value) -> str:
     "How a message calls a value."
     if isinstance(value, str | int | float): return repr(value)
@@ -54,7 +53,6 @@ def check_metrics(
         if not callable(metric) and not hasattr(metric, "compute"):
             raise TypeError(f"metrics[{name!r}] must be a function or a torchmetrics object, not {_name(metric)}")
 
-
 def check_callbacks(
     callbacks: Iterable,  # given by the user
     base: type,  # what each of them must be
@@ -79,7 +77,6 @@ def check_trainer_arguments(model, loss_fn, optimizer, metrics):
         raise TypeError(f"optimizer must be an optimizer such as {example}, not {_name(optimizer)}")
     check_metrics(metrics)
 
-
 def check_dataloader(
     name: str,  # of the argument
     dataloader: Iterable,  # batches
@@ -90,13 +87,11 @@ def check_dataloader(
     if isinstance(dataloader, torch.Tensor) or not hasattr(dataloader, "__iter__"):
         raise TypeError(f"{name} must be a DataLoader or an iterable of batches, not {_name(dataloader)}")
 
-
 def warn_if_shuffled(dataloader: Iterable):
     "Warn when a dataloader gives its samples in random order."
     if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
         message = "this dataloader shuffles, so the predictions are in another order than the data"
         warnings.warn(message, stacklevel=3)
-
 
 def check_fit_arguments(optimizer, epochs, train_dataloader, valid_dataloader):
     "Raises `TypeError` or `ValueError` for arguments of `Trainer.fit` that cannot work."
@@ -124,7 +119,6 @@ def unpack_step(
     if loss.ndim: raise TypeError(f"the loss must be one number, not a tensor of shape {tuple(loss.shape)}")
     return loss, outputs, numbers or {}
 
-
 def unpack_pair(
     batch,  # what a dataloader gave
 ) -> tuple:  # `(X, y)`
@@ -151,7 +145,6 @@ def to_device(
         return type(batch)(to_device(value, device) for value in batch)
     return batch
 
-
 def move_modules(
     holder,  # an object with models and losses as attributes, and perhaps a dictionary `metrics`
     device: torch.device,  # where they are needed
@@ -160,7 +153,6 @@ def move_modules(
     for value in (*vars(holder).values(), *getattr(holder, "metrics", {}).values()):
         if isinstance(value, nn.Module):
             value.to(device)
-
 
 def batch_size(
     batch,  # a tensor, or lists, tuples and dictionaries of them

@@ -36,7 +36,6 @@ def file_hash(
 class DownloadError(OSError):
     "A download that failed; the message says why and what to do."
 
-
 @dataclass(frozen=True)
 class RemoteFile:
     "A file on the internet and how to know that it is the right one. Raises `ValueError` for another kind of hash."
@@ -78,7 +77,6 @@ def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the respon
         with response:
             yield response
 
-
 def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout: tuple[float, float]):
     "Write the answer to `path` with a progress bar; requests raises when the length is not what was announced."
     too_long = DownloadError(f"the server sends more than {remote.max_bytes:,} bytes")
@@ -112,7 +110,6 @@ def _reason(error: Exception) -> str:
     }
     return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error))
 
-
 def _mismatch(remote: RemoteFile, path: Path) -> str:
     "What came in place of the file."
     kind, _, expected = remote.hash.partition(":")
@@ -120,7 +117,6 @@ def _mismatch(remote: RemoteFile, path: Path) -> str:
         is_page = b"<html" in file.read(2048).lower()
     what = "a web page (a login page or a proxy?)" if is_page else "another file"
     return f"the server sent {what}: {kind} is {file_hash(path, kind)}, expected {expected}"
-
 
 def download(
     remote: RemoteFile,  # what to fetch

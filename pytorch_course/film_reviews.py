@@ -16,7 +16,6 @@ def _read_rules(text: str) -> dict[str, str]:
     "Rules from lines `name: option|option`; a line that begins with `|` continues the one above."
     return dict(line.split(": ", 1) for line in text.strip().replace("\n|", "|").splitlines())
 
-
 GRAMMAR = {"very": "|||really |simply |truly |quite |so |rather "} | _read_rules("""
 good: wonderful|brilliant|beautiful|clever|charming|fresh|excellent|delightful|great|memorable|lovely|superb|terrific
 |moving|gripping|convincing|impressive|magnificent
@@ -127,7 +126,6 @@ class Review(NamedTuple):
     label: int
     stars: int
 
-
 def _typed(sentences: list[str], rng: np.random.Generator) -> str:
     "Sentences as somebody types them: capitals, marks, line breaks, missing spaces."
     sentences = [re.sub(r"\b([aA]) (?=[aeio])", r"\1n ", sentence) for sentence in sentences]
@@ -142,7 +140,6 @@ def _typed(sentences: list[str], rng: np.random.Generator) -> str:
     text = "".join(sentence + (between if rng.random() < 0.4 else " ") for sentence in sentences)
     text = text.strip().removesuffix("<br /><br />")
     return re.sub(r"([,.;]) (?=[A-Za-z])", r"\1", text) if rng.random() < 0.15 else text
-
 
 def generate_reviews(
     count: int,  # number of reviews, every second one positive

@@ -249,7 +249,6 @@ def draw_sushi(canvas: Canvas) -> None:
 # %% ../nbs/2_data/23_food_shapes.ipynb #bbc059bc
 FOOD_CLASSES = ("pizza", "steak", "sushi")
 
-
 def draw_food(
     kind: str,  # one of `FOOD_CLASSES`
     seed: int,  # seed of the data set, 0 or more

@@ -133,7 +133,6 @@ def update_meter(
     for name, number in numbers.items():
         meter.add_number(name, number, batch_size(batch))
 
-
 class History(Callback):
     "A row per epoch in `trainer.history`, with the means over all samples."
 
@@ -171,7 +170,6 @@ class History(Callback):
             metric = self.trainer.meter.objects[name]
             load = getattr(metric, "load_state_dict", vars(metric).update)
             load(values)
-
 
 def metric_state(metric) -> dict:
     "State of a metric object: torchmetrics keeps it to itself unless it is told to be persistent."

@@ -24,7 +24,6 @@ class SeededIndices(list):
 
     seed: int = 0
 
-
 class _SeededDataset(Dataset):
     "A dataset whose samples depend on nothing but the seed and their index, in whatever process."
     def __init__(self, dataset: Dataset):
@@ -60,7 +59,6 @@ class _SeededDataset(Dataset):
             seed_generators(_sample_seed(seed, index))
         return self.dataset[index]
 
-
 def _sample_seed(seed: int, index) -> int:
     number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
     return derive_seed(seed, number)
@@ -76,7 +74,6 @@ class _FixedBatchSampler:
     def __len__(self):
         return len(self.lists)
 
-
 class _WorkerInit:
     "Ignore Ctrl-C, wait five seconds after SIGTERM; then what the user wants at the start of a worker."
     def __init__(self, user_init: Callable | None):
@@ -89,7 +86,6 @@ class _WorkerInit:
         if self.user_init:
             self.user_init(worker)
 
-
 def _seed_attributes(place, seed: int):
     "Seed the generators that a sampler keeps for itself."
     for generator in vars(place).values():
@@ -100,7 +96,6 @@ def _seed_attributes(place, seed: int):
         elif isinstance(generator, np.random.Generator):
             generator.bit_generator.state = type(generator.bit_generator)(seed).state
 
-
 def _seed_samplers(loader, seed: int, epoch: int):
     "Seed the global generators, and those of the samplers of a loader."
     seed_generators(seed)
@@ -110,7 +105,6 @@ def _seed_samplers(loader, seed: int, epoch: int):
             _seed_attributes(place, seed)
         if hasattr(place, "set_epoch"):
             place.set_epoch(epoch)
-
 
 _ORDER, _SAMPLES = 1, 2  # purposes: the same numbers must not give the same draws for both
 
@@ -124,7 +118,6 @@ _OPTIONS = (
     "persistent_workers",
 )
 
-
 def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> DataLoader:
     "The same loader, but for the batch sampler and the seeds. Workers get a time-out of 120 s if they have none."
     options = {name: getattr(loader, name) for name in _OPTIONS}
@@ -132,7 +125,6 @@ def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> Dat
         options["timeout"] = loader.timeout or 120
         options["worker_init_fn"] = _WorkerInit(loader.worker_init_fn)
     return DataLoader(_SeededDataset(loader.dataset), batch_sampler=batch_sampler, **options)  # type: ignore
-
 
 def _is_indexed(loader) -> bool:
     "Whether a loader's samples have indices."
@@ -203,7 +195,6 @@ class SeededDataLoader:
 
 # %% ../nbs/3_training/34_reproducibility.ipynb #66f55d3c
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
-
 
 class Reproducible(Callback):
     """Everything random in a run is a function of the seed and of counters.
