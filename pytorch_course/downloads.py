@@ -63,12 +63,15 @@ class RemoteFile:
 def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the response
     "Ask over HTTPS only, also after a redirect; plain HTTP just when it is this machine that is asked."
     import requests  # only when something is downloaded: many programs never do
+    from requests.adapters import HTTPAdapter
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
 
     with requests.Session() as session:
-        plain_http, parsed = session.adapters.pop("http://"), parse_url(url)
+        session.adapters.clear()
+        session.mount("https://", HTTPAdapter())
+        parsed = parse_url(url)
         if parsed.scheme == "http" and parsed.host in ("127.0.0.1", "localhost"):
-            session.mount(f"http://{parsed.netloc}/", plain_http)
+            session.mount(f"{parsed.scheme}://{parsed.netloc}/", HTTPAdapter())
         session.headers["Accept-Encoding"] = "identity"  # the length and the bytes of the file as it is
         try:
             response = session.get(url, stream=True, timeout=timeout)
