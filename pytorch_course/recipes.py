@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['fit', 'QuickNet', 'train_cifar10_quickly']
 
-# %% ../nbs/3_training/46_recipes.ipynb #441260e2
+# %% ../nbs/3_training/46_recipes.ipynb #a9f44499
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 import torch
 from torch import nn
+from .arguments import check_trainer_arguments
 from .augmentation import RandomFlipCrop
 from .callbacks import EarlyStopping, OneCycle
 from .checkpoints import CheckpointManager, Checkpoints
@@ -22,7 +23,7 @@ from .reproducibility import Reproducible
 from .trainer import Trainer
 from .worker_errors import ExplainWorkerErrors
 
-# %% ../nbs/3_training/46_recipes.ipynb #a61461fb
+# %% ../nbs/3_training/46_recipes.ipynb #0081288a
 def _performance(precision: str, channels_last: bool | None, compile: bool) -> list[Callback]:
     "Callbacks for speed. Raises `ValueError` for another precision."
     callbacks: list[Callback] = [KeepMemory(), PrefetchToDevice()]
@@ -34,7 +35,7 @@ def _performance(precision: str, channels_last: bool | None, compile: bool) -> l
         callbacks.append(Compile())
     return callbacks
 
-# %% ../nbs/3_training/46_recipes.ipynb #92740518
+# %% ../nbs/3_training/46_recipes.ipynb #7c1d4f0a
 def fit(
     model: nn.Module,  # moved to `device` and trained
     train_dataloader: Iterable,  # batches `(X, y)` to learn from
@@ -66,6 +67,8 @@ def fit(
         raise ValueError("resume=True needs a checkpoint_dir, the folder of the checkpoints")
     if seed is None:
         seed = int(torch.randint(2**31, ()))
+    loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+    check_trainer_arguments(model, loss_fn, optimizer, metrics)
     chosen = [Reproducible(seed), ExplainWorkerErrors(), Checks(ignore)]
     chosen += _performance(precision, channels_last, compile)
     if checkpoint_dir is not None:
@@ -74,14 +77,13 @@ def fit(
         chosen.append(EarlyStopping("train_loss" if valid_dataloader is None else "valid_loss", patience))
     if max_lr is not None:
         chosen.append(OneCycle(max_lr, cycle_momentum=False))
-    loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     optimizer = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
     chosen += callbacks
     trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen, progress=progress)
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer
 
-# %% ../nbs/3_training/46_recipes.ipynb #c9d7ae33
+# %% ../nbs/3_training/46_recipes.ipynb #017f70d3
 def _block(in_channels: int, out_channels: int, pool: bool, **options) -> nn.Sequential:
     "Convolution, perhaps pooling, then what treats each pixel alone."
     layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, padding=1, bias=False, **options)]
@@ -114,7 +116,7 @@ class QuickNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).amax(dim=(2, 3))) / 8
 
-# %% ../nbs/3_training/46_recipes.ipynb #ba716d84
+# %% ../nbs/3_training/46_recipes.ipynb #32a6d5fd
 def train_cifar10_quickly(
     train_dir: str | Path,  # folder of class folders to train on
     test_dir: str | Path,  # folder of class folders to test on

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DataLoaderWorkerError', 'explain_worker_errors', 'ExplainWorkerErrors']
 
-# %% ../nbs/3_training/33a_worker_errors.ipynb #6208f09a
+# %% ../nbs/3_training/33a_worker_errors.ipynb #ea070fea
 import re
 import traceback
 from collections.abc import Iterator
