@@ -58,7 +58,8 @@ def _links_back(path: Path, root: Path) -> bool:
 def _find_classes(root: Path, skipped: Counter) -> list[str]:
     "Names of the class folders in `root`, sorted."
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}")
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    # Not `entry.is_dir()`, which fails for a link that leads to itself.
+    folders = sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry))
     classes = [name for name in folders if _is_visible(name) and not _links_back(root/name, root)]
     if not classes:
         raise FileNotFoundError(f"no class folders in {root}; expected {root}/<class>/<images>")
