@@ -22,7 +22,8 @@ setup(
     keywords=settings["keywords"].split(),
     classifiers=["Intended Audience :: Education", "Programming Language :: Python :: 3"],
     packages=find_packages(include=[f"{settings['lib_name']}*"]),
-    package_data={settings["lib_name"]: ["py.typed"]},
+    package_dir={"": "."},  # an editable install then is a plain path, which editors and type checkers follow
+    package_data={settings["lib_name"]: ["py.typed", "templates/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={

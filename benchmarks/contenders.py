@@ -1,7 +1,8 @@
-"""Who trains: one function per engine. Each runs in a process of its own, and after every epoch waits for its next turn.
+"""Who trains: one function per engine. Each runs in a process of its own, and waits for its turn after every epoch.
 
-A contender is a function `(job, turn)`. It imports what it needs, says `turn.ready()`, and from then on the clock of its first epoch runs
-at the end of every epoch (training and testing) it calls `turn.next(train_loss, test_loss)`, which comes back when it may go on.
+A contender is a function `(job, turn)`. It imports what it needs and says `turn.ready()`; from then on the clock of its
+first epoch runs. At the end of every epoch (training and testing) it calls `turn.next(train_loss, test_loss)`, which
+comes back when it may go on.
 """
 
 import gc
@@ -28,10 +29,10 @@ class Turn:
         print(json.dumps(values), file=self.replies, flush=True)
 
     def start(self):
-        "Wait for the next turn, then start the clock. Ends the process when there is none: engines must not catch that as an error."
+        "Wait for the next turn, then start the clock. Ends the process when there is none; no engine can catch that."
         if not sys.stdin.readline():
             os._exit(0)
-        gc.collect()  # whether worker processes have to, each for itself, would be a matter of luck, and costs them 0.2 s
+        gc.collect()  # whether each worker process has to would be a matter of luck, and costs it 0.2 s
         self.faults, self.began = _page_faults(), time.perf_counter()
 
     def ready(self):
@@ -62,7 +63,7 @@ def _page_faults() -> int:
 
 
 def _peak_memory() -> float:
-    "MiB of this process at most so far, without its workers. On Linux not `ru_maxrss`, which begins at the size of the parent."
+    "MiB of this process at most so far, without its workers; not `ru_maxrss` on Linux: it begins at the parent's size."
     try:
         return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
     except (OSError, StopIteration):
@@ -79,7 +80,7 @@ def _mean(losses: list, sizes: list[int]) -> float:
 
 
 def _resident(job: Job) -> tuple:
-    "All pictures `(N, C, H, W)` and labels `(N,)` of both splits, on the device, and the order of every epoch as a loader of sample numbers."
+    "Images `(N, C, H, W)` and labels `(N,)` of both splits, on the device; the order of epochs as a loader of indices."
     import torch
     from torch.utils.data import DataLoader
 
@@ -90,8 +91,8 @@ def _resident(job: Job) -> tuple:
         for i, (x, _) in enumerate(dataset):
             X[i] = x
         data.append((X.to(job.device), torch.tensor(dataset.targets, device=job.device)))
-    numbers = [range(len(dataset)) for dataset in datasets]
-    order: DataLoader = make_loaders(job, numbers, num_workers=0, collate_fn=torch.tensor)[0]
+    indices = [range(len(dataset)) for dataset in datasets]
+    order: DataLoader = make_loaders(job, indices, num_workers=0, collate_fn=torch.tensor)[0]
     return *data, order
 
 
@@ -104,16 +105,18 @@ def _resident_batches(job: Job):
         while True:
             yield train, test
     (X, y), (X_test, y_test), order = _resident(job)
-    X_shuffled, y_shuffled, size = torch.empty_like(X), torch.empty_like(y), job.work.batch_size
+    X_shuffled, y_shuffled = torch.empty_like(X), torch.empty_like(y)
+    size = job.work.batch_size
     test = list(zip(X_test.split(size), y_test.split(size)))
     while True:
-        numbers = torch.cat(list(order)).to(X.device)
-        torch.index_select(X, 0, numbers, out=X_shuffled), torch.index_select(y, 0, numbers, out=y_shuffled)
+        indices = torch.cat(list(order)).to(X.device)
+        torch.index_select(X, 0, indices, out=X_shuffled)
+        torch.index_select(y, 0, indices, out=y_shuffled)
         yield list(zip(X_shuffled.split(size), y_shuffled.split(size))), test
 
 
 def limit(job: Job, turn: Turn):
-    "Batches in memory, made ready before the clock starts, and the five steps. A loader and an engine that cost nothing."
+    "Batches in memory, prepared before the clock starts, and the five steps: a loader and an engine that cost nothing."
     import torchvision.transforms  # noqa: F401  before the clock starts
 
     turn.ready()
@@ -146,7 +149,7 @@ def _plain_epoch(model, loss_fn, optimizer, train, test) -> tuple[float, float]:
 
 
 def teaching(job: Job, turn: Turn, prepare: Callable | None = None):
-    "The best-known teaching code: `ImageFolder`, a `DataLoader` with a process per core, a loop with `.item()` in every step."
+    "The best-known teaching code: `ImageFolder`, a `DataLoader` with a process per core, `.item()` in every step."
     import torch
     import torchvision.transforms  # noqa: F401  before the clock starts
 
@@ -160,13 +163,14 @@ def teaching(job: Job, turn: Turn, prepare: Callable | None = None):
         backward = accelerator.backward
     while True:
         model.train()
-        total = right = samples = 0
+        total, correct = 0.0, 0
+        samples = 0
         for X, y in train:
             X, y = X.to(job.device), y.to(job.device)
             logits = model(X)
             loss = loss_fn(logits, y)
             total, samples = total + loss.item() * len(y), samples + len(y)
-            right += (logits.argmax(dim=1) == y).sum().item()
+            correct += (logits.argmax(dim=1) == y).sum().item()
             optimizer.zero_grad()
             backward(loss)
             optimizer.step()
@@ -178,41 +182,45 @@ def _test_loss(model, loss_fn, test, device) -> float:
     import torch
 
     model.eval()
-    total = right = samples = 0
+    total, correct = 0.0, 0
+    samples = 0
     with torch.inference_mode():
         for X, y in test:
             X, y = X.to(device), y.to(device)
             logits = model(X)
             total, samples = total + loss_fn(logits, y).item() * len(y), samples + len(y)
-            right += (logits.argmax(dim=1) == y).sum().item()
+            correct += (logits.argmax(dim=1) == y).sum().item()
     return total / samples
 
 
 # ---------------------------------------------------------------- this package
 
 def ours(job: Job, turn: Turn):
-    "`create_dataloaders` and `Trainer`; `job.options` holds further arguments: `{'loaders': {...}, 'trainer': {...}}`."
-    from pytorch_course.data import create_dataloaders
+    "`create_cached_dataloaders` and `fit`; `job.options` has further arguments: `{'loaders': {...}, 'fit': {...}}`."
+    from pytorch_course.image_cache import create_cached_dataloaders
     from pytorch_course.images import ImageTransform
-    from pytorch_course.training import Callback, Trainer
+    from pytorch_course.recipes import fit
+    from pytorch_course.trainer import Callback
     import pandas  # noqa: F401  `fit` imports it
 
     class EndOfEpoch(Callback):
+        order = 2000  # after all others
+
         def after_epoch(self, trainer):
             turn.next(trainer.history[-1]["train_loss"], trainer.history[-1]["valid_loss"])
 
-    loader_options, trainer_options = job.options.get("loaders", {}), job.options.get("trainer", {})
+    loader_options, fit_options = job.options.get("loaders", {}), job.options.get("fit", {})
     turn.ready()
-    transform = ImageTransform(
-        job.work.image_size, job.work.channels, mean=(0.0,), std=(1.0,)
-    )  # like `ToTensor`: values in 0..1
+    transform = ImageTransform(job.work.image_size, job.work.channels, mean=(0.0,), std=(1.0,))  # 0..1, like `ToTensor`
     if job.folder is None:
         train, test = make_loaders(job)
     else:
         folders = Path(job.folder, "train"), Path(job.folder, "test")
-        train, test, _ = create_dataloaders(*folders, transform, job.work.batch_size, seed=job.seed, **loader_options)
-    trainer = Trainer(*make_model(job), device=job.device, callbacks=[EndOfEpoch()], **trainer_options)
-    trainer.fit(10**6, train, test)
+        batch_size = job.work.batch_size
+        train, test, _ = create_cached_dataloaders(*folders, transform, batch_size, seed=job.seed, **loader_options)
+    model, loss_fn, optimizer = make_model(job)
+    options = {"loss_fn": loss_fn, "optimizer": optimizer, "device": job.device} | fit_options
+    fit(model, train, test, epochs=10**6, callbacks=[EndOfEpoch()], **options)
 
 
 # ---------------------------------------------------------------- other engines, on the standard recipe's loaders
@@ -234,19 +242,16 @@ def lightning(job: Job, turn: Turn):
             logits = self.model(X)
             loss = loss_fn(logits, y)
             accuracy = (logits.argmax(dim=1) == y).float().mean()
-            self.log_dict(
-                {f"{split}_loss": loss, f"{split}_acc": accuracy},
-                on_step=False,
-                on_epoch=True,
-                prog_bar=True,
-                batch_size=len(y),
-            )
+            metrics = {f"{split}_loss": loss, f"{split}_acc": accuracy}
+            self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
             return loss
 
         def training_step(self, batch, batch_idx):
             return self.measure(batch, "train")
+
         def validation_step(self, batch, batch_idx):
             self.measure(batch, "valid")
+
         def configure_optimizers(self):
             return optimizer
 
@@ -256,15 +261,8 @@ def lightning(job: Job, turn: Turn):
                 turn.next(*(trainer.callback_metrics[f"{split}_loss"].item() for split in ("train", "valid")))
 
     accelerator = "gpu" if job.device == "cuda" else job.device
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        callbacks=[EndOfEpoch()],
-    )
+    without = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    trainer = L.Trainer(accelerator=accelerator, devices=1, max_epochs=-1, callbacks=[EndOfEpoch()], **without)
     turn.ready()
     train, test = make_loaders(job)
     trainer.fit(Module(), train, test)
@@ -288,9 +286,8 @@ def skorch(job: Job, turn: Turn):
     turn.ready()
     model, loss_fn, _ = make_model(job)
     train, test = make_loaders(job)
-    datasets = [
-        getattr(loader, "dataset", loader) for loader in (train, test)
-    ]  # skorch wants to make the loaders itself; it gets those of everybody
+    datasets = [getattr(loader, "dataset", loader) for loader in (train, test)]
+    # skorch wants to make the loaders itself; it gets those of everybody
     net = NeuralNetClassifier(
         model,
         criterion=type(loss_fn),
@@ -345,18 +342,18 @@ class Contender:
     run: Callable[[Job, Turn], None]
     options: dict = field(default_factory=dict)
     requires: str | None = None  # a module that must be installed
-    peer: bool = False  # somebody else's engine
+    peer: bool = False  # another library's engine
 
 
 CONTENDERS = {
     "limit": Contender(limit),
     "teaching": Contender(teaching),
     "ours": Contender(ours),
-    "ours_contiguous": Contender(ours, {"trainer": {"channels_last": False}}),
-    "ours_bf16": Contender(ours, {"trainer": {"precision": "bf16"}}),
+    "ours_contiguous": Contender(ours, {"fit": {"channels_last": False}}),
+    "ours_bf16": Contender(ours, {"fit": {"precision": "bf16"}}),
     "ours_nocache": Contender(ours, {"loaders": {"cache": False}}),
     "ours_draft": Contender(ours, {"loaders": {"draft": True}}),
-    "ours_compile": Contender(ours, {"trainer": {"compile": True}}),
+    "ours_compile": Contender(ours, {"fit": {"compile": True}}),
     "lightning": Contender(lightning, requires="lightning", peer=True),
     "skorch": Contender(skorch, requires="skorch", peer=True),
     "ignite": Contender(ignite, requires="ignite", peer=True),
@@ -367,7 +364,8 @@ CONTENDERS = {
 def main():
     "A contender's process: its name and its job as arguments, a line on stdin for every turn."
     name, values = sys.argv[1:]
-    contender, job, turn = CONTENDERS[name], Job(**json.loads(values)), Turn()
+    contender, job = CONTENDERS[name], Job(**json.loads(values))
+    turn = Turn()
     if contender.requires and not importlib.util.find_spec(contender.requires):
         return turn.send(skip=f"{contender.requires} is not installed")
     import torch

@@ -1,12 +1,14 @@
-"""Compare training engines: every contender in its own process, epochs in turn, ratios within a round, medians with their range.
+"""Compare training engines: each in its own process, epochs in turn, ratios within a round, medians with their range.
 
     python benchmarks/run.py --quick                                  # does everything work?
-    python benchmarks/run.py --cifar cifar10_images.zip --photos ants_bees.zip --out benchmarks/RESULTS.md --json numbers.json
+    python benchmarks/run.py --cifar cifar10_images.zip --photos ants_bees.zip --out RESULTS.md --json numbers.json
     python benchmarks/run.py --parts W2 --contenders limit teaching ours ours_compile --rounds 40
 
-Parts: W1 to W4 train small networks on folders of pictures, `overhead` is an engine alone, `small` measures the cache's memory, flip and crop, and the start of the
-commands, `growth` is W3 with more and more pictures, `accuracy` is the time to 80% on CIFAR-10 (only with --cifar). The page is written anew after every part; what
-an earlier run has left in the --json file stays on it until the part is run again. Missing peers are skipped and said so: `pip install "pytorch_course[bench]"` installs them.
+Parts: W1 to W4 train small networks on folders of images, `overhead` is an engine alone, `small` measures the cache's
+memory, flip and crop, and the start of the commands, `growth` is W3 with more and more images, `accuracy` is the time
+to 80% on CIFAR-10 (only with --cifar). The page is written again after every part; what an earlier run has left in the
+--json file stays on it until the part is run again. Missing peers are skipped, and the page says so:
+`pip install "pytorch_course[bench]"` installs them.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from contenders import CONTENDERS
 from report import page, plot_growth
 from small import ENVIRONMENT, HERE, measure_cache, measure_flip_crop, measure_start
 from time_to_accuracy import measure_accuracy
-from workloads import PICTURES, SUFFIXES, WORKLOADS, Job, prepare_pictures
+from workloads import IMAGES, SUFFIXES, WORKLOADS, Job, prepare_images
 
 PARTS = [*WORKLOADS, "small", "growth", "accuracy"]
 PEERS = [name for name, contender in CONTENDERS.items() if contender.peer]
@@ -59,7 +61,9 @@ PACKAGES = [
 class Player:
     "A contender's process, seen from here."
     def __init__(self, name: str, job: Job, folder: Path):
-        self.name, self.epochs, self.firsts, self.skipped = name, [], [], None
+        self.name, self.skipped = name, None
+        self.epochs: list[dict] = []
+        self.firsts: list[float] = []
         terminal, stderr = pty.openpty()  # a terminal, so that progress bars are drawn as they are for a user
         self.tail: deque[str] = deque(maxlen=200)  # last pieces of what it prints
         self.process = subprocess.Popen(
@@ -121,10 +125,8 @@ def compete(jobs: dict[str, Job], rounds: int, folder: Path) -> list[Player]:
         playing = [player for player in players if not player.skipped]
         for i in range(len(playing)):
             playing[(i + round_) % len(playing)].play()
-        print(
-            f"  round {round_}: " + "  ".join(f"{p.name} {p.epochs[-1]['seconds']:.2f}" for p in playing if p.epochs),
-            flush=True,
-        )
+        seconds = "  ".join(f"{player.name} {player.epochs[-1]['seconds']:.2f}" for player in playing if player.epochs)
+        print(f"  round {round_}: {seconds}", flush=True)
     for player in players:
         player.close()
     return players
@@ -143,58 +145,38 @@ def more_firsts(player: Player, job: Job, times: int, folder: Path):
 # ---------------------------------------------------------------- parts
 
 def make_job(args, workload: str, folder: Path, numbers: tuple[int, int]) -> Job:
-    "What everybody receives in this workload, with no options yet; makes the pictures."
-    kind, pictures = WORKLOADS[workload].pictures, None
+    "What everybody receives in this workload, with no options yet; makes the images."
+    kind, images = WORKLOADS[workload].images, None
     if kind:
-        pictures = str(
-            prepare_pictures(
-                folder, kind, getattr(args, kind), replace(PICTURES[kind], train=numbers[0], test=numbers[1]), args.seed
-            )
-        )
-    return Job(
-        workload,
-        pictures,
-        {},
-        WORKLOADS[workload].threads or args.threads,
-        args.num_workers,
-        args.steps,
-        args.device,
-        args.seed,
-    )
+        wanted = replace(IMAGES[kind], train=numbers[0], test=numbers[1])
+        images = str(prepare_images(folder, kind, getattr(args, kind), wanted, args.seed))
+    threads = WORKLOADS[workload].threads or args.threads
+    return Job(workload, images, {}, threads, args.num_workers, args.steps, args.device, args.seed)
 
 
 def run_jobs(args, job: Job, names: list[str], rounds: int, folder: Path, firsts: int = 1) -> dict:
     "Let some contenders do the same job; the numbers as the page wants them."
     jobs = {name: replace(job, options=CONTENDERS[name].options) for name in names}
     images = sum(path.suffix.lower() in SUFFIXES for path in Path(job.folder).rglob("*")) if job.folder else job.steps
-    print(f"{job.workload}: {job.work.title} ({images:,} {'pictures' if job.folder else 'steps'})", flush=True)
+    print(f"{job.workload}: {job.work.title} ({images:,} {'images' if job.folder else 'steps'})", flush=True)
     players = compete(jobs, rounds, folder)
     for player in players:
         if player.name == "ours":
             more_firsts(player, jobs["ours"], firsts - 1, folder)
-    return {
-        "images": images,
-        "rounds": rounds,
-        "threads": job.threads,
-        "results": [player.result() for player in players],
-    }
+    results = [player.result() for player in players]
+    return {"images": images, "rounds": rounds, "threads": job.threads, "results": results}
 
 
 def run_workload(args, name: str, folder: Path) -> dict:
-    "One of W1 to W4, or `overhead`. A quick run has few contenders, and other people's engines, which take seconds to import, only where it is cheap."
-    peers = [] if args.quick and WORKLOADS[name].pictures else PEERS
-    names = args.contenders or [
-        "limit",
-        "teaching",
-        "ours",
-        *VARIANTS[name][: 1 if args.quick else None],
-        *args.add,
-        *peers,
-    ]
-    kind = WORKLOADS[name].pictures
-    numbers = kind and (
-        getattr(args, f"{kind}_images") or ((80, 40) if args.quick else (PICTURES[kind].train, PICTURES[kind].test))
-    )
+    "One of W1 to W4, or `overhead`. A quick run has few contenders, and peers, which import for seconds, only there."
+    kind = WORKLOADS[name].images
+    peers = [] if args.quick and kind else PEERS
+    variants = VARIANTS[name][:1] if args.quick else VARIANTS[name]
+    names = args.contenders or ["limit", "teaching", "ours", *variants, *args.add, *peers]
+    numbers = None
+    if kind:
+        defaults = (80, 40) if args.quick else (IMAGES[kind].train, IMAGES[kind].test)
+        numbers = getattr(args, f"{kind}_images") or defaults
     firsts = 3 if kind and not args.quick else 1
     return run_jobs(args, make_job(args, name, folder, numbers), names, args.rounds, folder, firsts)
 
@@ -202,25 +184,20 @@ def run_workload(args, name: str, folder: Path) -> dict:
 def run_small(args, folder: Path) -> dict:
     "Goals 8 to 10."
     number, repeats = (100, 1) if args.quick else (20_000, 6)
-    pictures = prepare_pictures(
-        folder, "cifar", args.cifar, replace(PICTURES["cifar"], train=number, test=10), args.seed
-    )
+    wanted = replace(IMAGES["cifar"], train=number, test=10)
+    images = prepare_images(folder, "cifar", args.cifar, wanted, args.seed)
     print("small: memory of the cache, flip and crop, start of the commands", flush=True)
     return {
-        "cache": measure_cache(pictures / "train", 64),
+        "cache": measure_cache(images / "train", 64),
         "flip_crop": measure_flip_crop(repeats, args.threads),
         "start": measure_start(repeats),
     }
 
 
 def run_growth(args, folder: Path) -> dict:
-    "W3 with more and more pictures, a fifth as many again to test on."
-    sizes, found, work = (
-        args.growth or ([5000, 10_000, 25_000, 50_000] if args.cifar else [2000, 4000, 8000]),
-        {},
-        WORKLOADS["W3"],
-    )
-    for size in sizes:
+    "W3 with more and more images, a fifth as many again to test on."
+    found, work = {}, WORKLOADS["W3"]
+    for size in args.growth or ([5000, 10_000, 25_000, 50_000] if args.cifar else [2000, 4000, 8000]):
         part = run_jobs(args, make_job(args, "W3", folder, (size, size // 5)), ["ours", "teaching"], 2, folder)
         found[size] = part | {"cache": part["images"] * work.channels * work.image_size**2}
     return found
@@ -229,12 +206,10 @@ def run_growth(args, folder: Path) -> dict:
 def run_accuracy(args, folder: Path) -> dict:
     "All of CIFAR-10, or a part of it."
     train, test = args.cifar_images or (50_000, 10_000)
-    pictures = prepare_pictures(
-        folder, "cifar", args.cifar, replace(PICTURES["cifar"], train=train, test=test), args.seed
-    )
-    return measure_accuracy(pictures, args.target, args.threads, args.num_workers, args.max_epochs) | {
-        "pictures": (train, test)
-    }
+    wanted = replace(IMAGES["cifar"], train=train, test=test)
+    images = prepare_images(folder, "cifar", args.cifar, wanted, args.seed)
+    measured = measure_accuracy(images, args.target, args.threads, args.num_workers, args.max_epochs)
+    return measured | {"images": (train, test)}
 
 
 # ---------------------------------------------------------------- facts
@@ -245,11 +220,9 @@ def machine() -> str:
     if Path("/proc/cpuinfo").exists():
         names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
         processor = names[0] if names else processor
-    memory = (
-        f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
-        if hasattr(os, "sysconf")
-        else ""
-    )
+    memory = ""
+    if hasattr(os, "sysconf"):
+        memory = f", {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
     return f"{processor}, {os.cpu_count()} cores{memory}, {platform.system()} {platform.release()}"
 
 
@@ -265,10 +238,9 @@ def versions() -> str:
 
 
 def command() -> str:
-    "As it was typed, with files by their names only: where they are is nobody's business."
-    return (
-        f"python benchmarks/run.py {shlex.join(Path(word).name if os.sep in word else word for word in sys.argv[1:])}"
-    )
+    "As it was typed, with files by their names only."
+    words = shlex.join(Path(word).name if os.sep in word else word for word in sys.argv[1:])
+    return f"python benchmarks/run.py {words}"
 
 
 # ---------------------------------------------------------------- the command
@@ -303,11 +275,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cifar",
         type=Path,
-        help="folder or zip file of CIFAR pictures for W2, W3, small, growth, accuracy (default: made)",
+        help="folder or zip file of CIFAR images for W2, W3, small, growth, accuracy (default: made)",
     )
     parser.add_argument("--photos", type=Path, help="folder or zip file of large photos for W4 (default: made)")
-    for name, pictures in PICTURES.items():
-        numbers = f"pictures to train and to test on; default: {pictures.train} {pictures.test}"
+    for name, images in IMAGES.items():
+        numbers = f"images to train and to test on; default: {images.train} {images.test}"
         parser.add_argument(f"--{name}_images", nargs=2, type=int, metavar=("TRAIN", "TEST"), help=numbers)
     parser.add_argument("--steps", type=int, help="steps of an epoch of `overhead`; default: 4000")
     parser.add_argument(
@@ -315,14 +287,14 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         type=int,
         metavar="N",
-        help="training pictures; default: 5000 10000 25000 50000 with --cifar, else 2000 4000 8000",
+        help="training images; default: 5000 10000 25000 50000 with --cifar, else 2000 4000 8000",
     )
     parser.add_argument("--target", type=float, default=0.8, help="test accuracy to reach; default: %(default)s")
     parser.add_argument(
         "--max_epochs", type=int, default=40, help="of the standard recipe on its way there; default: %(default)s"
     )
     parser.add_argument(
-        "--data", type=Path, help="where pictures are made or copied, and kept (default: a temporary folder)"
+        "--data", type=Path, help="where images are made or copied, and kept (default: a temporary folder)"
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="of each contender; default: number of cores"
@@ -344,20 +316,18 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.parts and "accuracy" in args.parts and not args.cifar:
         parser.error("the part accuracy needs --cifar")
-    args.parts = args.parts or (
-        ["W3", "overhead", "small"] if args.quick else [part for part in PARTS if part != "accuracy" or args.cifar]
-    )
-    args.rounds, args.steps = args.rounds or (2 if args.quick else 5), args.steps or (300 if args.quick else 4000)
+    possible = [part for part in PARTS if part != "accuracy" or args.cifar]
+    args.parts = args.parts or (["W3", "overhead", "small"] if args.quick else possible)
+    args.rounds = args.rounds or (2 if args.quick else 5)
+    args.steps = args.steps or (300 if args.quick else 4000)
     return args
 
 
 def load_numbers(args) -> dict:
     "What earlier runs have left, and where this one takes place."
-    numbers = (
-        json.loads(args.json.read_text())
-        if args.json and args.json.exists()
-        else {"commands": [], "workloads": {}, "small": {}, "growth": {}, "accuracy": {}}
-    )
+    numbers = {"commands": [], "workloads": {}, "small": {}, "growth": {}, "accuracy": {}}
+    if args.json and args.json.exists():
+        numbers = json.loads(args.json.read_text())
     workers = f"{args.num_workers} worker processes in the standard recipe; device {args.device}"
     numbers["facts"] = {"machine": f"{machine()}; {workers}", "versions": versions()}
     numbers["commands"].append((str(date.today()), command()))
@@ -377,7 +347,8 @@ def save(args, numbers: dict):
 def main():
     "Run the parts one after the other; write the page."
     args, start = parse_arguments(), time.perf_counter()
-    numbers, others = load_numbers(args), {"small": run_small, "growth": run_growth, "accuracy": run_accuracy}
+    numbers = load_numbers(args)
+    others = {"small": run_small, "growth": run_growth, "accuracy": run_accuracy}
     with tempfile.TemporaryDirectory(prefix="pytorch_course_bench_", ignore_cleanup_errors=True) as temporary:
         folder = (args.data or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -388,15 +359,11 @@ def main():
                 numbers[part] = others[part](args, folder)
             save(args, numbers)
     print(f"\n{page(numbers)}\n{time.perf_counter() - start:.0f} s")
-    results = [
-        (name, result)
-        for name, part in numbers["workloads"].items()
-        if name in args.parts
-        for result in part["results"]
-    ]
-    failed = [
-        f"{result['name']} in {name}" for name, result in results if (result["skipped"] or "").startswith("failed")
-    ]
+    failed = []
+    for name in set(args.parts) & set(numbers["workloads"]):
+        for result in numbers["workloads"][name]["results"]:
+            if (result["skipped"] or "").startswith("failed"):
+                failed.append(f"{result['name']} in {name}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

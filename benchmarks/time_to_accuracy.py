@@ -1,9 +1,10 @@
-"""Time to accuracy: from a folder of JPEG files to a network that is right about 80% of the test pictures.
+"""Time to accuracy: from a folder of JPEG files to a network with 80% test accuracy.
 
-    python benchmarks/time_to_accuracy.py ours cifar10/train cifar10/test        # a line of JSON per epoch: [seconds, test accuracy]
+    python benchmarks/time_to_accuracy.py ours cifar10/train cifar10/test
     python benchmarks/time_to_accuracy.py standard cifar10/train cifar10/test
 
-Two recipes for the same network. The clock starts when all imports are done and before the first file is opened; testing after each epoch counts.
+Two recipes for the same network; each prints a line of JSON per epoch: `[seconds, test accuracy]`. The clock starts
+when all imports are done and before the first file is opened; testing after each epoch counts.
 """
 
 import argparse
@@ -18,15 +19,15 @@ from pathlib import Path
 
 from small import ENVIRONMENT
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training pictures
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's training images
 
 
-# ---------------------------------------------------------------- the recipes: each yields `(seconds, accuracy)` after every epoch
+# ---------------------------------------------------------------- the recipes: `(seconds, accuracy)` after every epoch
 
 def ours(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iterator[tuple[float, float]]:
     "`train_cifar10_quickly` as it is; ends by itself."
-    from pytorch_course.callbacks import Callback
-    from pytorch_course.timing import train_cifar10_quickly
+    from pytorch_course.recipes import train_cifar10_quickly
+    from pytorch_course.trainer import Callback
     import pandas  # noqa: F401  `fit` imports it
 
     class Report(Callback):
@@ -39,13 +40,13 @@ def ours(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iterator
 
 
 def standard(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iterator[tuple[float, float]]:
-    "The standard recipe, written plainly; goes on for ever."
+    "The standard recipe, written plainly; never ends."
     import torch
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-    from pytorch_course.timing import QuickNet
+    from pytorch_course.recipes import QuickNet
 
     torch.manual_seed(seed)
     model, start = QuickNet(), time.perf_counter()
@@ -63,8 +64,8 @@ def standard(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iter
             optimizer.step()
         model.eval()
         with torch.inference_mode():
-            right = sum((model(X).argmax(dim=1) == y).sum().item() for X, y in test)
-        yield time.perf_counter() - start, right / len(test.dataset)
+            correct = sum((model(X).argmax(dim=1) == y).sum().item() for X, y in test)
+        yield time.perf_counter() - start, correct / len(test.dataset)
 
 
 RECIPES = {"ours": ours, "standard": standard}
@@ -74,17 +75,9 @@ RECIPES = {"ours": ours, "standard": standard}
 
 def run_recipe(name: str, folder: Path, **options) -> list[tuple[float, float]]:
     "`(seconds, accuracy)` of every epoch, in a process of its own, until the target is reached."
-    command, epochs = (
-        [
-            sys.executable,
-            __file__,
-            name,
-            str(folder / "train"),
-            str(folder / "test"),
-            *(f"--{key}={value}" for key, value in options.items()),
-        ],
-        [],
-    )
+    words = [f"--{key}={value}" for key, value in options.items()]
+    command = [sys.executable, __file__, name, str(folder / "train"), str(folder / "test"), *words]
+    epochs = []
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if not line.startswith("["): continue  # what an engine prints
@@ -96,7 +89,7 @@ def run_recipe(name: str, folder: Path, **options) -> list[tuple[float, float]]:
 
 def measure_accuracy(
     folder: Path,  # holds `train` and `test`
-    target: float,  # share of right answers, 0..1
+    target: float,  # accuracy, 0..1
     threads: int,  # for `torch.set_num_threads`
     num_workers: int,  # of the standard recipe
     max_epochs: int,  # of the standard recipe
@@ -115,12 +108,7 @@ def main():
     parser.add_argument("recipe", choices=RECIPES)
     parser.add_argument("train_dir", help="folder of class folders to train on")
     parser.add_argument("test_dir", help="folder of class folders to test on")
-    parser.add_argument(
-        "--target",
-        type=float,
-        default=0.8,
-        help="stop when this share of the test pictures is right; default: %(default)s",
-    )
+    parser.add_argument("--target", type=float, default=0.8, help="stop at this test accuracy; default: %(default)s")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
         "--num_workers", type=int, default=os.cpu_count(), help="of the standard recipe; default: number of cores"
@@ -130,9 +118,8 @@ def main():
     args = parser.parse_args()
     import torch
     torch.set_num_threads(args.threads)
-    for seconds, share in itertools.islice(
-        RECIPES[args.recipe](args.train_dir, args.test_dir, args.num_workers, args.seed), args.max_epochs
-    ):
+    epochs = RECIPES[args.recipe](args.train_dir, args.test_dir, args.num_workers, args.seed)
+    for seconds, share in itertools.islice(epochs, args.max_epochs):
         print(json.dumps([seconds, share]), flush=True)
         if share >= args.target: return
 

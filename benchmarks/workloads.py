@@ -1,4 +1,4 @@
-"""What is trained: four small networks on folders of pictures (W1-W4), a step that costs next to nothing, and the pictures themselves."""
+"""What is trained: four small networks on folders of images (W1-W4), a step that costs next to nothing, the images."""
 
 import shutil
 import zipfile
@@ -8,30 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SPLITS = {
-    "train": "train",
-    "test": "test",
-    "val": "test",
-    "valid": "test",
-    "validation": "test",
-}  # folder name -> what it is for
+SPLITS = {"train": "train"} | dict.fromkeys(("test", "val", "valid", "validation"), "test")  # folder -> what it is for
 
 
 @dataclass(frozen=True)
-class Pictures:
-    "A folder `<split>/<class>/<picture>` that is made from a seed, or taken from a real one."
-    size: tuple[int, int]  # width and height in pixels of a picture that is made
+class ImageSet:
+    "A folder `<split>/<class>/<image>` that is made from a seed, or taken from a real one."
+    size: tuple[int, int]  # width and height in pixels of a image that is made
     mode: str  # Pillow's: "L" for gray, "RGB" for color
     suffix: str  # ".png" or ".jpg"
-    classes: int  # of the pictures that are made
-    train: int  # pictures to train on
-    test: int  # pictures to test on
+    classes: int  # of the images that are made
+    train: int  # images to train on
+    test: int  # images to test on
 
 
-PICTURES = {
-    "mnist": Pictures((28, 28), "L", ".png", 10, 20_000, 3_333),
-    "cifar": Pictures((32, 32), "RGB", ".jpg", 10, 6_000, 1_200),
-    "photos": Pictures((500, 375), "RGB", ".jpg", 2, 244, 153),
+IMAGES = {
+    "mnist": ImageSet((28, 28), "L", ".png", 10, 20_000, 3_333),
+    "cifar": ImageSet((32, 32), "RGB", ".jpg", 10, 6_000, 1_200),
+    "photos": ImageSet((500, 375), "RGB", ".jpg", 2, 244, 153),
 }
 
 
@@ -39,7 +33,7 @@ PICTURES = {
 class Workload:
     "A network, its data and the size of its batches."
     title: str  # a line for the table
-    pictures: str | None  # key of `PICTURES`; `None`: batches of random numbers
+    images: str | None  # key of `IMAGES`; `None`: batches of random numbers
     model: str  # name for `pytorch_course.model.build_model`, or "Linear"
     arguments: dict  # of the model
     image_size: int  # height and width of the network's input
@@ -50,7 +44,7 @@ class Workload:
     threads: int | None = None  # `None`: as the command says
 
 
-# A step of `overhead` is too small to share; with two threads, another busy process would cost it milliseconds at every barrier.
+# A step of `overhead` is too small to share; with two threads, another busy process would cost milliseconds a barrier.
 WORKLOADS = {
     "W1": Workload("MLP 784-512-512-10, gray 28x28", "mnist", "NeuralNetwork", {}, 28, 1, 64, "SGD", 1e-2),
     "W2": Workload(
@@ -66,54 +60,54 @@ WORKLOADS = {
 }
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
-def make_pictures(
+def make_images(
     folder: Path,  # `train/` and `test/` are made inside
-    pictures: Pictures,  # how many, and of what kind
+    images: ImageSet,  # how many, and of what kind
     seed: int,  # the pixels follow from it
 ):
-    "Write pictures of blurred blobs, one pattern per class, with noise: something can be learnt, and the files are as large as real ones."
+    "Write images of blurred blobs, one pattern per class, with noise: a network can learn them, files have real sizes."
     import numpy as np  # here: the process that keeps the time stays small
 
     rng = np.random.default_rng(seed)
-    patterns = rng.integers(0, 256, (pictures.classes, 6, 6, len(pictures.mode)), dtype=np.uint8)
-    for split, number in (("train", pictures.train), ("test", pictures.test)):
+    patterns = rng.integers(0, 256, (images.classes, 6, 6, len(images.mode)), dtype=np.uint8)
+    for split, number in (("train", images.train), ("test", images.test)):
         for i in range(number):
-            path = folder/split/f"class_{i % pictures.classes}"/f"{i:05d}{pictures.suffix}"
+            path = folder/split/f"class_{i % images.classes}"/f"{i:05d}{images.suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            _draw(patterns[i % pictures.classes], pictures, rng).save(path)
+            _draw(patterns[i % images.classes], images, rng).save(path)
 
 
-def _draw(pattern, pictures: Pictures, rng):
-    "One picture: the pattern of its class, blown up, and noise."
+def _draw(pattern, images: ImageSet, rng):
+    "One image: the pattern of its class, blown up, and noise."
     import numpy as np
     from PIL import Image
 
-    smooth = Image.fromarray(pattern.squeeze(), pictures.mode if pictures.mode == "RGB" else None).resize(
-        pictures.size, Image.Resampling.BICUBIC
+    smooth = Image.fromarray(pattern.squeeze(), images.mode if images.mode == "RGB" else None).resize(
+        images.size, Image.Resampling.BICUBIC
     )
     pixels = np.asarray(smooth, dtype=np.float32)
     noise = 40 * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def take_pictures(
-    source: Path,  # a folder or a zip file that holds `train/<class>/...` and `test/<class>/...` (or `val`) at any depth
+def take_images(
+    source: Path,  # a folder or a zip file with `train/<class>/...` and `test/<class>/...` (or `val`) at any depth
     folder: Path,  # copies go here
-    pictures: Pictures,  # how many to take, in equal parts from every class
+    images: ImageSet,  # how many to take, in equal parts from every class
 ):
-    "Copy a part of a real data set, the first pictures of every class in the order of their names. Raises `ValueError` when there are none."
+    "Copy a part of a real data set, the first images of every class by name. Raises `ValueError` when there are none."
     groups = defaultdict(list)  # (split, class) -> names
     for name in sorted(_names(source)):
         parts = PurePosixPath(name).parts
         if len(parts) > 2 and parts[-3] in SPLITS and name.lower().endswith(SUFFIXES):
             groups[SPLITS[parts[-3]], parts[-2]].append(name)
     if not groups:
-        raise ValueError(f"no pictures in {source}; expected train/<class>/<picture> and test/<class>/<picture>")
+        raise ValueError(f"no images in {source}; expected train/<class>/<image> and test/<class>/<image>")
     chosen = {}
     for (split, label), names in groups.items():
-        share = -(-getattr(pictures, split) // sum(other == split for other, _ in groups))  # rounded up
+        share = -(-getattr(images, split) // sum(other == split for other, _ in groups))  # rounded up
         chosen |= {name: folder/split/label/PurePosixPath(name).name for name in names[:share]}
     _copy(source, chosen)
 
@@ -141,23 +135,23 @@ def _copy(source: Path, chosen: dict[str, Path]):
         archive.close()
 
 
-def prepare_pictures(
+def prepare_images(
     folder: Path,  # where all data sets are kept
-    name: str,  # key of `PICTURES`
-    source: Path | None,  # real pictures; `None`: make some
-    pictures: Pictures,  # how many
+    name: str,  # key of `IMAGES`
+    source: Path | None,  # real images; `None`: make some
+    images: ImageSet,  # how many
     seed: int,
 ) -> Path:  # a folder with `train/` and `test/`
-    "Make or copy pictures unless an earlier call has done so with the same numbers."
+    "Make or copy images unless an earlier call has done so with the same numbers."
     origin = source.stem if source else f"seed{seed}"
-    target = folder/f"{name}-{origin}-{pictures.train}-{pictures.test}"
+    target = folder/f"{name}-{origin}-{images.train}-{images.test}"
     if target.is_dir(): return target
     partial = target.with_name(target.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     if source:
-        take_pictures(source, partial, pictures)
+        take_images(source, partial, images)
     else:
-        make_pictures(partial, pictures, seed)
+        make_images(partial, images, seed)
     return partial.rename(target)
 
 
@@ -239,8 +233,8 @@ def make_loaders(
     job: Job,
     datasets: list | None = None,  # for training and for testing; `None`: those of `make_datasets`
     **options,  # further arguments for `DataLoader`
-) -> list:  # two `DataLoader`s, or two `Batches` where the workload has no pictures
-    "The standard recipe's loaders. The order of every epoch follows from the seed, so whoever calls this sees the same batches."
+) -> list:  # two `DataLoader`s, or two `Batches` where the workload has no images
+    "The standard recipe's loaders. The order of every epoch follows from the seed, so all see the same batches."
     import torch
     from torch.utils.data import DataLoader
 

@@ -6,14 +6,14 @@
 __all__ = ['check_loss', 'check_metrics', 'check_callbacks', 'check_trainer_arguments', 'check_dataloader', 'warn_if_shuffled',
            'check_fit_arguments', 'unpack_step', 'unpack_pair', 'to_device', 'move_modules', 'batch_size']
 
-# %% ../nbs/3_training/30c_arguments.ipynb #56130e92
+# %% ../nbs/3_training/30c_arguments.ipynb #c60bb978
 import warnings
 from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler
 
-# %% ../nbs/3_training/30c_arguments.ipynb #d4d22bec
+# %% ../nbs/3_training/30c_arguments.ipynb #9b986b6d
 def _refuse_class(name: str, value):
     "Raises `TypeError` for a class where an object of it is needed."
     if isinstance(value, type):
@@ -25,7 +25,7 @@ def _name(value) -> str:
     if isinstance(value, str | int | float): return repr(value)
     return f"a {type(value).__name__}"
 
-# %% ../nbs/3_training/30c_arguments.ipynb #9488ff65
+# %% ../nbs/3_training/30c_arguments.ipynb #290d5789
 def check_loss(
     loss_fn: Callable,  # `loss_fn(outputs, targets)`
 ):
@@ -40,7 +40,7 @@ def check_loss(
         advice = 'use reduction="mean"'
         raise ValueError(f"{kind} is no mean over the batch, so its value depends on the batch size; {advice}")
 
-# %% ../nbs/3_training/30c_arguments.ipynb #c0dbc43e
+# %% ../nbs/3_training/30c_arguments.ipynb #e9919831
 def check_metrics(
     metrics: dict[str, Callable] | None,  # name -> function or torchmetrics object
 ):
@@ -67,7 +67,7 @@ def check_callbacks(
         if not isinstance(callback, base):
             raise TypeError(f"a callback must be an object of a subclass of {base.__name__}, not {_name(callback)}")
 
-# %% ../nbs/3_training/30c_arguments.ipynb #c684dc0a
+# %% ../nbs/3_training/30c_arguments.ipynb #52e117bf
 def check_trainer_arguments(model, loss_fn, optimizer, metrics):
     "Raises `TypeError` or `ValueError` for arguments of `Trainer` that cannot work."
     _refuse_class("model", model)
@@ -109,11 +109,13 @@ def check_fit_arguments(optimizer, epochs, train_dataloader, valid_dataloader):
     if valid_dataloader is not None:
         check_dataloader("valid_dataloader", valid_dataloader)
 
-# %% ../nbs/3_training/30c_arguments.ipynb #7ee1dce0
+# %% ../nbs/3_training/30c_arguments.ipynb #6dbabd2c
 def unpack_step(
     result,  # what `Trainer.step` returned
 ) -> tuple:  # `(loss, outputs or None, numbers)`
     "The parts of a result. Raises `TypeError` for a result that is none of the three kinds."
+    if type(result) is tuple and len(result) == 2 and isinstance(result[0], torch.Tensor) and not result[0].ndim:
+        return (*result, {})  # nearly always
     parts = result if isinstance(result, tuple) else (result,)
     loss, outputs, numbers = (*parts, None, None)[:3]
     if len(parts) > 3 or not isinstance(loss, torch.Tensor) or not isinstance(numbers, dict | None):
@@ -127,12 +129,12 @@ def unpack_pair(
     batch,  # what a dataloader gave
 ) -> tuple:  # `(X, y)`
     "Raises `TypeError` for a batch that is no pair; those need a `step` of their own."
-    if isinstance(batch, list | tuple) and len(batch) == 2: return tuple(batch)
+    if isinstance(batch, (list, tuple)) and len(batch) == 2: return tuple(batch)
     size = f" of {len(batch)}" if isinstance(batch, list | tuple | dict) else ""
     advice = "override Trainer.step(self, batch), which gets the batch as it is"
     raise TypeError(f"a batch must be a pair (X, y), not {_name(batch)}{size}; for other batches, {advice}")
 
-# %% ../nbs/3_training/30c_arguments.ipynb #deb1e251
+# %% ../nbs/3_training/30c_arguments.ipynb #e8a433d8
 def to_device(
     batch,  # a tensor, or lists, tuples and dictionaries of them
     device: str | torch.device,  # where to

@@ -4,138 +4,114 @@
 
 # %% auto #0
 __all__ = ['CustomImageDataset', 'show_batch', 'OneHot', 'get_targets', 'TransformedSubset', 'split_dataset', 'balanced_sampler',
-           'Wait', 'time_dataloader']
+           'Delay', 'time_dataloader']
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #4e647a7c
-import csv
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
-from .images import open_image, plot_images
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import WeightedRandomSampler, random_split
+from .data import find_attributes, worker_options
+from .images import open_image
+from .plots import plot_images
+from .seeds import preserve_rng_state
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #1534b218
-def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    "Rows that are not blank, each with its line number."
+def _read_table(path: Path):
+    "A table of file names and labels, as strings; its index is the line number; without blank lines."
+    import pandas as pd  # here, because it takes half a second to import
+
     if not path.is_file(): raise FileNotFoundError(f"no annotations file {path}")
+    columns: dict = dict(header=None, names=["file", "label"], usecols=[0, 1], index_col=False, dtype=str)
+    blanks: dict = dict(keep_default_na=False, skip_blank_lines=False, skipinitialspace=True)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # -sig: Excel's byte order mark is no text
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {path} as comma-separated UTF-8 text: {error}") from error
-    return [(line, row) for line, row in rows if any(row)]
-
-
-def _is_header(row: list[str], img_dir: Path) -> bool:
-    "Could the first field be a picture? An ending that Pillow knows, or a file of that name, says yes."
-    return Path(row[0]).suffix.lower() not in Image.registered_extensions() and not (img_dir/row[0]).is_file()
+        table = pd.read_csv(path, encoding="utf-8-sig", **columns, **blanks)
+    except ValueError as error:  # also for text that is not UTF-8
+        raise ValueError(f"cannot read {path} as UTF-8 lines of file name, comma, label: {error}") from error
+    table.index += 1
+    table = table.apply(lambda column: column.str.strip())
+    return table[(table != "").any(axis=1)]
 
 
 def _read_annotations(path: Path, img_dir: Path) -> list[tuple[int, Path, str]]:
-    "Line number, picture file and label of every picture; all of it checked."
-    rows = _read_rows(path)
-    if rows and _is_header(rows[0][1], img_dir):
-        rows = rows[1:]
+    "Line number, image file and label of every image; all of it checked."
+    rows = [(line, img_dir/name, label) for line, name, label in _read_table(path).itertuples(name=None)]
+    if rows and rows[0][1].suffix.lower() not in Image.registered_extensions() and not rows[0][1].is_file():
+        del rows[0]  # a header
     if not rows:
-        raise ValueError(f"{path} lists no pictures; expected lines of file name, comma, label")
-    for line, row in rows:
-        if len(row) < 2 or not row[0] or not row[1]:
-            raise ValueError(f"{path}, line {line}: expected file name, comma, label, not {', '.join(row)!r}")
-    missing = [(line, img_dir/row[0]) for line, row in rows if not (img_dir/row[0]).is_file()]
+        raise ValueError(f"{path} lists no images; expected lines of file name, comma, label")
+    for line, file, label in rows:
+        if not label or file == img_dir:
+            raise ValueError(f"{path}, line {line}: expected file name, comma, label; one of them is missing")
+    missing = [(line, file) for line, file, _ in rows if not file.is_file()]
     if missing:
-        line, file = missing[0]
-        raise FileNotFoundError(
-            f"{path}, line {line}: no picture file at {file} ({len(missing)} of {len(rows)} pictures are missing)"
-        )
-    return [(line, img_dir/row[0], row[1]) for line, row in rows]
+        where, number = f"{path}, line {missing[0][0]}", f"{len(missing)} of {len(rows)} images are missing"
+        raise FileNotFoundError(f"{where}: no image file at {missing[0][1]} ({number})")
+    return rows
+
+# %% ../nbs/2_data/27_custom_datasets.ipynb #c2131f18
+def _apply(dataset, x, y) -> tuple:
+    "A sample after the transforms of its data set."
+    x = x if dataset.transform is None else dataset.transform(x)
+    return x, y if dataset.target_transform is None else dataset.target_transform(y)
 
 
 class CustomImageDataset(Dataset):
-    """Pictures listed in a CSV file (file name, label, more is ignored) as a data set of `(picture, class number)`.
+    """Images listed in a CSV file (file name, label, more is ignored) as a data set of `(image, class index)`.
 
-    A header is recognized and skipped. Labels that are all whole numbers are class numbers, else they are class names.
-    As in `ImageFolder` there are `classes`, `class_to_idx`, `samples`, `targets`, and pictures are read by `open_image`.
-    Raises `FileNotFoundError` for a missing CSV file or picture, and `ValueError` for an empty or damaged CSV file or
-    an unknown class; the message names the line.
+    A header is skipped. Labels that are all whole numbers are class indices, else class names. Has `classes`,
+    `class_to_idx`, `samples`, `targets`, as `ImageFolder`. Raises `FileNotFoundError` for a missing CSV file or image,
+    and `ValueError` for an empty or damaged CSV file or an unknown class; the message names the line.
     """
     def __init__(
         self,
         annotations_file: str | Path,  # CSV file in UTF-8, with or without a header
         img_dir: str | Path,  # folder that the file names start from
-        transform: Callable | None = None,  # picture to tensor, for example an `ImageTransform`
-        target_transform: Callable | None = None,  # applied to the class number, for example `OneHot`
+        transform: Callable | None = None,  # image to tensor, for example an `ImageTransform`
+        target_transform: Callable | None = None,  # applied to the class index, for example `OneHot`
         *,
         classes: Sequence[str] | None = None,  # names in the order of their numbers; `None`: sorted
     ):
         rows = _read_annotations(Path(annotations_file), Path(img_dir))
         labels = [label for _, _, label in rows]
         are_names = classes is not None and set(labels) <= set(classes)
-        numeric = all(label.isdecimal() and len(label) < 6 for label in labels) and not are_names
-        if classes is None:
-            classes = map(str, range(max(map(int, labels)) + 1)) if numeric else sorted(set(labels))
-        self.classes = list(classes)
-        self.class_to_idx = {name: number for number, name in enumerate(self.classes)}
+        are_indices = all(label.isdecimal() and len(label) < 6 for label in labels) and not are_names
+        found = map(str, range(max(map(int, labels)) + 1)) if are_indices else sorted(set(labels))
+        self.classes = list(found if classes is None else classes)
+        self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self.transform, self.target_transform = transform, target_transform
-        self.samples = []
+        self.samples: list[tuple[str, int]] = []
         for line, path, label in rows:
-            number = int(label) if numeric else self.class_to_idx.get(label, -1)
-            if not 0 <= number < len(self.classes):
+            index = int(label) if are_indices else self.class_to_idx.get(label, -1)
+            if not 0 <= index < len(self.classes):
                 known = ", ".join(self.classes)
                 raise ValueError(f"{annotations_file}, line {line}: unknown class {label!r}; the classes are {known}")
-            self.samples.append((str(path), number))
-        self.targets = [number for _, number in self.samples]
+            self.samples.append((str(path), index))
+        self.targets = [index for _, index in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, i: int) -> tuple:
         path, y = self.samples[i]
-        x = open_image(path)
-        if self.transform is not None:
-            x = self.transform(x)
-        if self.target_transform is not None:
-            y = self.target_transform(y)
-        return x, y
+        return _apply(self, open_image(path), y)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #e1ae1a04
-def _find(dataset, name: str):
-    "Attribute `name` of a data set, or of the one that it is a part or a sum of; `None` if there is no such thing."
-    while dataset is not None:
-        value = getattr(dataset, name, None)
-        if value is not None: return value
-        dataset = dataset.datasets[0] if isinstance(dataset, ConcatDataset) else getattr(dataset, "dataset", None)
-    return None
-
-
-@contextmanager
-def _undisturbed(dataloader: DataLoader) -> Iterator[None]:
-    "Whatever random numbers PyTorch draws inside the block, its generators are as before afterwards."
-    inner = getattr(dataloader.batch_sampler, "sampler", None)
-    owners = [dataloader, dataloader.sampler, dataloader.batch_sampler, inner]
-    generators = [owner.generator for owner in owners if getattr(owner, "generator", None) is not None]
-    states = [generator.get_state() for generator in generators]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for generator, state in zip(generators, states):
-            generator.set_state(state)
-
-
 def _viewable(X: torch.Tensor, transform) -> torch.Tensor:
     "Values in 0..1: known normalization is undone; if values are still outside, the batch is stretched to fit."
     if X.ndim != 4 or X.shape[1] not in (1, 3):
         shape = tuple(X.shape)
-        raise ValueError(f"expected pictures (N, C, H, W) with 1 or 3 channels, not a batch of shape {shape}")
+        raise ValueError(f"expected images (N, C, H, W) with 1 or 3 channels, not a batch of shape {shape}")
     X = X.detach().cpu()
     if not X.is_floating_point(): return X / 255
     X = X.float()
@@ -151,76 +127,64 @@ def show_batch(
     dataloader_or_batch: DataLoader | Dataset | tuple | torch.Tensor,  # or a data set, or only `X (N, C, H, W)`
     class_names: Sequence[str] | None = None,  # titles; `None`: the `classes` of the loader's data set, or the numbers
     transform: Callable | None = None,  # its normalization is undone; `None`: the one of the loader's data set
-    n: int = 9,  # how many pictures
+    n: int = 9,  # how many images
     *,
-    columns: int | None = None,  # pictures in a row; `None`: as square as possible
-    size: float = 1.0,  # inches per picture
+    columns: int | None = None,  # images in a row; `None`: as square as possible
+    size: float = 1.0,  # inches per image
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    """Show the first pictures of a batch in a grid, with their classes, their normalization undone.
+    """Show the first images of a batch in a grid, with their classes; one-hot labels are understood.
 
-    One-hot labels are understood. Looking does not change the order of samples.
-    Raises `ValueError` when a batch does not hold pictures.
+    Does not change the order of samples. Raises `ValueError` when a batch does not hold images.
     """
     batch = dataloader_or_batch
     if isinstance(batch, Dataset):
         batch = DataLoader(batch, batch_size=n)
     if isinstance(batch, DataLoader):
-        class_names = class_names if class_names is not None else _find(batch.dataset, "classes")
-        transform = transform or _find(batch.dataset, "transform")
-        with _undisturbed(batch):
+        if class_names is None:
+            class_names = next(find_attributes(batch.dataset, "classes"), None)
+        transform = transform or next(find_attributes(batch.dataset, "transform"), None)
+        with preserve_rng_state(batch):
             batch = next(iter(batch))
     X, y = (batch, None) if torch.is_tensor(batch) else batch[:2]
-    images = _viewable(X[:n], transform)
-    titles = None
+    images, titles = _viewable(X[:n], transform), None
     if y is not None:
-        numbers = [int(label.argmax() if label.ndim else label) for label in torch.as_tensor(y)[:n]]
-        titles = [f"class {number}" if class_names is None else str(class_names[number]) for number in numbers]
+        indices = [int(label.argmax() if label.ndim else label) for label in torch.as_tensor(y)[:n]]
+        titles = [f"class {index}" if class_names is None else str(class_names[index]) for index in indices]
     columns = columns or math.ceil(math.sqrt(len(images)))
     return plot_images(list(images), titles=titles, columns=columns, size=size)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #2ab8080c
 @dataclass(frozen=True)
 class OneHot:
-    """Class number to one-hot vector `(num_classes,)`, `float32`; can be sent to worker processes.
-
-    Raises `ValueError` for a number out of range.
-    """
+    "Class index to one-hot vector `(num_classes,)`, `float32`. Raises `ValueError` for an index out of range."
     num_classes: int  # length of the vector
 
     def __call__(self, y: int | torch.Tensor) -> torch.Tensor:
         "`y` from 0 to `num_classes - 1`."
-        y = operator.index(y)  # 2.0 or "2" is a mistake upstream, not a class number
+        y = operator.index(y)  # 2.0 or "2" is a mistake upstream, not a class index
         if not 0 <= y < self.num_classes:
-            raise ValueError(f"class number {y} is not in 0..{self.num_classes - 1}")
+            raise ValueError(f"class index {y} is not in 0..{self.num_classes - 1}")
         return torch.zeros(self.num_classes).scatter_(0, torch.tensor(y), value=1)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #f0c4b95a
 def get_targets(
-    dataset: Dataset | Sequence[int] | torch.Tensor,  # a data set, or the class numbers themselves
+    dataset: Dataset | Sequence[int] | torch.Tensor,  # a data set, or the class indices themselves
 ) -> torch.Tensor:  # `(N,)`, `int64`
-    """The class number of every sample, without loading pictures where the data set knows its `targets`.
+    """The class index of every sample; without `targets` in the data set, every sample is loaded once.
 
-    Otherwise every sample is loaded once. Raises `ValueError` when the targets are not one whole number per sample.
+    Raises `ValueError` when the targets are not one whole number per sample.
     """
-    if isinstance(dataset, ConcatDataset):
-        return torch.cat([get_targets(part) for part in dataset.datasets])
-    if isinstance(dataset, Subset):
-        indices = torch.tensor(list(dataset.indices), dtype=torch.long)
-        return get_targets(dataset.dataset)[indices]
-    if torch.is_tensor(dataset) or isinstance(dataset, np.ndarray):
-        targets = dataset
-    elif hasattr(dataset, "targets"):
-        targets = dataset.targets
-    elif isinstance(dataset, TensorDataset):
-        targets = dataset.tensors[-1]
-    elif isinstance(dataset, Sequence) and all(isinstance(label, Integral) for label in dataset):
-        targets = dataset
-    else:
-        targets = [operator.index(dataset[i][1]) for i in range(len(dataset))]
+    if isinstance(dataset, ConcatDataset): return torch.cat([get_targets(part) for part in dataset.datasets])
+    if isinstance(dataset, Subset): return get_targets(dataset.dataset)[torch.tensor(list(dataset.indices)).long()]
+    if isinstance(dataset, TensorDataset): return get_targets(dataset.tensors[-1])
+    targets: Any = getattr(dataset, "targets", dataset)
+    is_list = isinstance(targets, Sequence) and all(isinstance(label, Integral) for label in targets)
+    if not (is_list or isinstance(targets, torch.Tensor | np.ndarray)):
+        targets = [operator.index(targets[i][1]) for i in range(len(targets))]
     targets = torch.as_tensor(targets)
     if targets.ndim != 1 or (targets.is_floating_point() and len(targets)):
         shape = tuple(targets.shape)
-        raise ValueError(f"expected one class number per sample, not {targets.dtype} values of shape {shape}")
+        raise ValueError(f"expected one class index per sample, not {targets.dtype} values of shape {shape}")
     return targets.long()
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #9eaa8334
@@ -233,23 +197,18 @@ class TransformedSubset(Subset):
         transform: Callable | None = None,  # applied to `x`
         target_transform: Callable | None = None,  # applied to `y`
     ):
-        super().__init__(dataset, range(len(dataset)) if indices is None else indices)
+        super().__init__(dataset, range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
         self.transform, self.target_transform = transform, target_transform
 
     def __getitem__(self, i: int) -> tuple:
-        x, y = self.dataset[self.indices[i]]
-        if self.transform is not None:
-            x = self.transform(x)
-        if self.target_transform is not None:
-            y = self.target_transform(y)
-        return x, y
+        return _apply(self, *self.dataset[self.indices[i]])
 
     def __getitems__(self, indices: list[int]) -> list[tuple]:
         return [self[i] for i in indices]  # Subset's own would leave the transforms out
 
     @property
     def classes(self) -> list[str]:
-        classes = _find(self.dataset, "classes")
+        classes = next(find_attributes(self.dataset, "classes"), None)
         if classes is None: raise AttributeError("the data set has no class names")
         return classes
 
@@ -258,24 +217,6 @@ class TransformedSubset(Subset):
         return get_targets(self)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #a990b23c
-def _part_sizes(lengths: Sequence[float], total: int) -> list[int]:
-    "Fractions or counts as counts; what rounding leaves over goes to the first parts, as in `random_split`."
-    if sum(lengths) == total and all(isinstance(length, Integral) for length in lengths):
-        sizes = list(lengths)
-    elif abs(sum(lengths) - 1) < 1e-6:
-        sizes = [math.floor(total * length) for length in lengths]
-        for i in range(total - sum(sizes)):
-            sizes[i % len(sizes)] += 1
-    else:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise ValueError(
-            f"cannot split {total} samples into {list(lengths)}; "
-            f"expected fractions that sum to 1, or counts that sum to {total}, no part empty"
-        )
-    return sizes
-
-
 def _stratified_order(targets: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     "A random order of all samples of which every piece has the classes in proportion."
     order = torch.randperm(len(targets), generator=generator)
@@ -293,21 +234,24 @@ def split_dataset(
     seed: int = 0,  # the parts follow from it
     stratify: bool = False,  # keep the proportions of the classes in every part
 ) -> list[TransformedSubset]:  # the parts; no sample is in two of them
-    """Split at random into parts, each with its own transform.
+    """Split at random into parts, each with its own transform; without `stratify` as `random_split` does.
 
-    Without `stratify` the parts are those of `random_split` with a generator of this seed.
     Raises `ValueError` for lengths that do not add up, an empty part, or another number of transforms than of parts.
     """
     transforms = [None] * len(lengths) if transforms is None else list(transforms)
     if len(transforms) != len(lengths):
         raise ValueError(f"{len(transforms)} transforms for {len(lengths)} parts")
-    sizes = _part_sizes(lengths, len(dataset))
-    generator = torch.Generator().manual_seed(seed)
+    try:
+        with warnings.catch_warnings(action="error"):  # for an empty part
+            found = random_split(dataset, lengths, torch.Generator().manual_seed(seed))
+    except (ValueError, UserWarning) as error:
+        total = len(dataset)  # type: ignore[arg-type]
+        expected = f"fractions that sum to 1, or counts that sum to {total}, no part empty"
+        raise ValueError(f"cannot split {total} samples into {list(lengths)}; expected {expected}") from error
+    parts = [list(part.indices) for part in found]
     if stratify:
-        order = _stratified_order(get_targets(dataset), generator)
-    else:
-        order = torch.randperm(len(dataset), generator=generator)
-    parts = [part.tolist() for part in order.split(sizes)]
+        order = _stratified_order(get_targets(dataset), torch.Generator().manual_seed(seed))
+        parts = [part.tolist() for part in order.split([len(part) for part in parts])]
     return [TransformedSubset(dataset, part, transform) for part, transform in zip(parts, transforms)]
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #87be0289
@@ -315,10 +259,7 @@ def balanced_sampler(
     dataset_or_targets: Dataset | Sequence[int] | torch.Tensor,  # what `get_targets` takes
     seed: int | None = None,  # the draws follow from it; `None`: from PyTorch's global seed
 ) -> WeightedRandomSampler:  # for `DataLoader(dataset, sampler=...)`; as many draws as there are samples
-    """Draw, with repetitions, so that every class comes up equally often on average.
-
-    For training only: tests are made on data as it is. Raises `ValueError` for no samples.
-    """
+    "For training only: draw, with repetitions, every class equally often on average. `ValueError` for no samples."
     targets = get_targets(dataset_or_targets)
     if len(targets) == 0: raise ValueError("no samples to draw from")
     _, position, counts = targets.unique(return_inverse=True, return_counts=True)
@@ -328,20 +269,13 @@ def balanced_sampler(
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #e5a49589
 @dataclass(frozen=True)
-class Wait:
-    "A transform that returns its input unchanged, late: stands in for a slow disk or a large picture."
+class Delay:
+    "A transform that returns its input unchanged, late: stands in for a slow disk or a large image."
     seconds: float  # time to wait
 
     def __call__(self, x):
         time.sleep(self.seconds)
         return x
-
-
-def _time_epoch(dataloader: DataLoader) -> float:
-    start = time.perf_counter()
-    for _ in dataloader:
-        pass
-    return time.perf_counter() - start
 
 
 def time_dataloader(
@@ -351,8 +285,14 @@ def time_dataloader(
     **options,  # further arguments for `DataLoader`
 ) -> dict[int, tuple[float, float]]:  # number of workers -> seconds of the first epoch and of the second
     "Time two epochs of loading only. The first contains the start of the workers, which then stay."
+    def seconds(dataloader: DataLoader) -> float:
+        start = time.perf_counter()
+        for _ in dataloader:
+            pass
+        return time.perf_counter() - start
+
     times = {}
     for workers in num_workers:
-        dataloader = DataLoader(dataset, batch_size, num_workers=workers, persistent_workers=workers > 0, **options)
-        times[workers] = (_time_epoch(dataloader), _time_epoch(dataloader))
+        dataloader = DataLoader(dataset, batch_size, num_workers=workers, **worker_options(workers) | options)
+        times[workers] = (seconds(dataloader), seconds(dataloader))
     return times

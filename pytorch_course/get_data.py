@@ -6,33 +6,25 @@
 __all__ = ['IMDB', 'write_imdb', 'list_datasets', 'get_data']
 
 # %% ../nbs/2_data/25_get_data.ipynb #51804a43
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tqdm import tqdm
+from .archives import extract_tar, extract_zip
 from .data import find_splits, write_digits
-from pytorch_course.files import (
-    DownloadError,
-    RemoteFile,
-    progress_bar_options,
-    download,
-    extract_tar,
-    extract_zip,
-    atomic_folder,
-)
-from .food_shapes import write_food_shapes
+from .downloads import DownloadError, RemoteFile, download
+from .files import atomic_folder, progress_bar_options
 from .film_reviews import write_reviews
+from .food_shapes import write_food_shapes
 
 # %% ../nbs/2_data/25_get_data.ipynb #b6ba2706
-_FOOD = (
-    "https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning/0846b2254c5c875972a3ea1a62cf767194a9b30c/data"
-)
-_ZIPS = {  # name -> archive in image-folder layout, pinned to a commit and checked by git's blob id
-    "pizza_steak_sushi": RemoteFile(f"{_FOOD}/pizza_steak_sushi.zip", "git:65f3915a380f5efd456a6a5750f0365350de8dd0"),
-    "pizza_steak_sushi_20_percent": RemoteFile(
-        f"{_FOOD}/pizza_steak_sushi_20_percent.zip", "git:dfc8ad2ae9415304d69cc6a0ee443c340cb29049"
-    ),
+_FOOD = "https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning"
+_FOOD += "/0846b2254c5c875972a3ea1a62cf767194a9b30c/data"  # a commit
+_BLOB_IDS = {  # name -> git's id of the archive, which is in image-folder layout
+    "pizza_steak_sushi": "65f3915a380f5efd456a6a5750f0365350de8dd0",
+    "pizza_steak_sushi_20_percent": "dfc8ad2ae9415304d69cc6a0ee443c340cb29049",
 }
 
 
@@ -45,33 +37,32 @@ _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fas
 
 
 def _write_split(dataset, folder: Path, description: str):
-    "Write a torchvision data set of PIL pictures as PNG files in class folders."
+    "Write a torchvision data set of PIL images as PNG files in class folders."
     names = [name.replace("/", "-") for name in dataset.classes]  # "T-shirt/top" is no folder name
     for name in names:
         (folder/name).mkdir(parents=True)
-    for i, (image, number) in enumerate(tqdm(dataset, desc=description, unit=" files", **progress_bar_options())):
-        image.save(folder/names[number]/f"{i:05d}.png", compress_level=1)
+    for i, (image, class_index) in enumerate(tqdm(dataset, desc=description, unit=" files", **progress_bar_options())):
+        image.save(folder/names[class_index]/f"{i:05d}.png", compress_level=1)
 
 
 def _write_torchvision(dataset_class: type, files: list[RemoteFile], downloads: Path, raw: Path, folder: Path):
-    "Fetch the published files, have torchvision verify and decode them, write pictures."
+    "Fetch the published files, have torchvision verify and decode them, write images."
     for file in files:
         download(file, raw)
-    for train, split in ((True, "train"), (False, "test")):
-        _write_split(
-            dataset_class(downloads, train=train, download=True), folder / split, split
-        )  # finds the files in place
+    for split in ("train", "test"):
+        dataset = dataset_class(downloads, train=split == "train", download=True)  # finds the files in place
+        _write_split(dataset, folder/split, split)
 
 
 def _write_fashion_mnist(downloads: Path, folder: Path):
-    "FashionMNIST: H. Xiao et al., 2017; 70,000 gray pictures of clothes, 28 x 28."
+    "FashionMNIST: H. Xiao et al., 2017; 70,000 gray images of clothes, 28 x 28."
     from torchvision.datasets import FashionMNIST
     files = [RemoteFile(f"{_FASHION}/{name}", f"md5:{md5}") for name, md5 in FashionMNIST.resources]
     _write_torchvision(FashionMNIST, files, downloads, downloads/"FashionMNIST"/"raw", folder)
 
 
 def _write_cifar10(downloads: Path, folder: Path):
-    "CIFAR-10: A. Krizhevsky, 2009; 60,000 color pictures, 32 x 32."
+    "CIFAR-10: A. Krizhevsky, 2009; 60,000 color images, 32 x 32."
     from torchvision.datasets import CIFAR10
     _write_torchvision(CIFAR10, [RemoteFile(CIFAR10.url, f"md5:{CIFAR10.tgz_md5}")], downloads, downloads, folder)
 
@@ -83,12 +74,7 @@ IMDB = RemoteFile(  # A. Maas et al., "Learning Word Vectors for Sentiment Analy
 
 def _is_review(name: str) -> bool:
     "A labeled review of the IMDB archive: `aclImdb/train/pos/0_9.txt`."
-    *_, split, label, file = (
-        "",
-        "",
-        *PurePosixPath(name).parts,
-    )  # the last three parts; empty ones in front for shorter names
-    return split in ("train", "test") and label in ("neg", "pos") and file.endswith(".txt")
+    return re.search(r"(^|/)(train|test)/(neg|pos)/[^/]+\.txt$", name) is not None
 
 
 def write_imdb(
@@ -100,7 +86,7 @@ def write_imdb(
 
     Raises `DownloadError` when the network fails, `ValueError` or `FileNotFoundError` for an archive of another kind.
     """
-    extract_tar(download(remote, downloads), folder, keep=_is_review)
+    extract_tar(download(remote, downloads), folder, wanted=_is_review)
     for part in find_splits(folder):
         for label in ("neg", "pos"):
             if not (part/label).is_dir():
@@ -115,7 +101,7 @@ _OFFLINE: dict[str, Callable[[Path], object]] = {
 }
 _DATASETS: dict[str, Callable[[Path, Path], object]] = {  # name -> function(folder for downloads, folder to fill)
     **{name: lambda downloads, folder, write=write: write(folder) for name, write in _OFFLINE.items()},
-    **{name: _write_zip(remote) for name, remote in _ZIPS.items()},
+    **{name: _write_zip(RemoteFile(f"{_FOOD}/{name}.zip", f"git:{blob_id}")) for name, blob_id in _BLOB_IDS.items()},
     "fashion_mnist": _write_fashion_mnist,
     "cifar10": _write_cifar10,
     "imdb": lambda downloads, folder: write_imdb(folder, downloads),
@@ -128,14 +114,13 @@ def list_datasets() -> list[str]:
 
 # %% ../nbs/2_data/25_get_data.ipynb #c4f77fe8
 def get_data(
-    name: str
-    | Path = "digits",  # one of `list_datasets()`, or a folder or zip file with `train/<class>/` and `test/<class>/`
+    name: str | Path = "digits",  # of `list_datasets()`, or a folder or zip file with `train/<class>/`, `test/<class>/`
     root: str | Path = "data",  # where named sets and unpacked archives are kept
 ) -> Path:  # a folder in which `find_splits` finds the training and the test part
     """Get a data set onto the disk, unless it is there already.
 
-    Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a folder or archive without the two parts,
-    `DownloadError` when the network fails; nothing incomplete is left behind.
+    Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a folder or archive without the
+    two parts, `DownloadError` when the network fails; nothing incomplete is left behind.
     """
     root, path = Path(root), Path(name)
     if str(name) in _DATASETS:
@@ -147,28 +132,26 @@ def get_data(
         find_splits(path)
         return path
     if path.is_file(): return _unpack(path, root/path.stem)
-    raise ValueError(
-        f"unknown data set {str(name)!r}; choose one of {', '.join(_DATASETS)}, or give a folder or a zip file"
-    )
+    known = ", ".join(_DATASETS)
+    raise ValueError(f"unknown data set {str(name)!r}; choose one of {known}, or give a folder or a zip file")
 
 
 def _write_named(name: str, downloads: Path, folder: Path):
     "Fill `folder`; complete downloads are kept if it fails, for the next try."
     try:
         _DATASETS[name](downloads, folder)
-        shutil.rmtree(downloads, ignore_errors=True)  # its content is in the folder now
     except DownloadError as error:
         raise DownloadError(f"{error}; {', '.join(_OFFLINE)} need no network") from error
-    finally:
-        for empty in (*sorted(downloads.rglob("*"), reverse=True), downloads, downloads.parent):
-            with suppress(OSError):
-                empty.rmdir()  # folders with something in them stay, and files are no folders
+    shutil.rmtree(downloads, ignore_errors=True)  # its content is in the folder now
+    with suppress(OSError):  # another set may be on its way
+        downloads.parent.rmdir()
 
 
 def _unpack(path: Path, folder: Path) -> Path:
     "A local zip file as a folder; unpacked again, and replaced as a whole, only when the file has changed."
-    status, origin, note = path.stat(), str(path.resolve()), folder/".source"
-    if note.is_file() and not note.read_text(encoding="utf-8").startswith(f"{origin} "):
+    status, origin = path.stat(), str(path.resolve())
+    marker = folder/".complete"
+    if marker.is_file() and not marker.read_text(encoding="utf-8").startswith(f"{origin} "):
         raise FileExistsError(f"{folder} was made from another source; remove it, or choose another root")
     with atomic_folder(folder, f"{origin} {status.st_size} {status.st_mtime_ns}") as temporary:
         if temporary:

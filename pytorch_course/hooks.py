@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'Hooks', 'update_meter', 'History', 'metric_state', 'ProgressBar']
 
-# %% ../nbs/3_training/30d_hooks.ipynb #8b144e2a
+# %% ../nbs/3_training/30d_hooks.ipynb #ebfad03f
 import time
 from collections.abc import Callable
 import torch
@@ -14,7 +14,7 @@ from .arguments import batch_size, to_device
 from .files import progress_bar_options
 from .training import EpochMeter
 
-# %% ../nbs/3_training/30d_hooks.ipynb #9277e602
+# %% ../nbs/3_training/30d_hooks.ipynb #0f4a5779
 class Callback:
     "Base of all callbacks: override the hooks you need; each one gets the trainer."
 
@@ -78,7 +78,7 @@ class Callback:
                 message = f"{cls.__name__}.{name} is no hook and would never be called"
                 raise TypeError(f"{message}; the hooks are {', '.join(known)}")
 
-# %% ../nbs/3_training/30d_hooks.ipynb #5bc87758
+# %% ../nbs/3_training/30d_hooks.ipynb #0d45faf8
 class Hooks:
     "Callbacks, and how they are called."
 
@@ -109,7 +109,7 @@ class Hooks:
         "Continue where `state_dict` was taken."
         vars(self).update(state)
 
-# %% ../nbs/3_training/30d_hooks.ipynb #3fb235a3
+# %% ../nbs/3_training/30d_hooks.ipynb #f80526f1
 def update_meter(
     meter: EpochMeter,  # of this epoch
     trainer,  # were metrics asked for?
@@ -119,7 +119,7 @@ def update_meter(
     numbers: dict,  # further numbers of the step, by name
 ):
     "Add a batch. Raises `TypeError` when metrics were asked for and there are no targets."
-    pair = isinstance(batch, list | tuple) and len(batch) == 2
+    pair = isinstance(batch, (list, tuple)) and len(batch) == 2
     if pair and isinstance(outputs, torch.Tensor) and isinstance(batch[1], torch.Tensor):
         meter.update(loss, outputs, batch[1])
     else:
@@ -128,7 +128,7 @@ def update_meter(
             raise TypeError(f"metrics need batches (X, y) and outputs as tensors; {advice}")
         for metrics in (meter.functions, meter.objects, meter.values):
             metrics.clear()  # only the loss can be measured
-        meter.losses.append(loss.detach())
+        meter.losses.append(loss)
         meter.weights.append(batch_size(batch))
     for name, number in numbers.items():
         meter.add_number(name, number, batch_size(batch))
@@ -179,7 +179,7 @@ def metric_state(metric) -> dict:
         metric.persistent(True)
     return metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
 
-# %% ../nbs/3_training/30d_hooks.ipynb #4f8624e5
+# %% ../nbs/3_training/30d_hooks.ipynb #46fac9c5
 class ProgressBar(Callback):
     "A bar within each epoch, in a terminal; a line with the metrics after it."
 

@@ -16,20 +16,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .plots import plot_images, subplots  # TEMPORARY, until the other rooms import them from plots
 
 # %% ../nbs/1_basics/13_images.ipynb #4e13cc04
 class ImageError(ValueError):
-    "A picture that cannot be used; the message names the file and the reason."
+    "An image that cannot be used; the message names the file and the reason."
     def __init__(self, message: str):
         super().__init__(message.rpartition("ImageError: ")[2].strip())
 
 
 class MissingImageError(ImageError, FileNotFoundError):
-    "A picture that is not there."
+    "An image that is not there."
 
 # %% ../nbs/1_basics/13_images.ipynb #d001d92c
-MAX_PIXELS = 80_000_000  # a 240 MB picture once decoded; anything above is a mistake or an attack
+MAX_PIXELS = 80_000_000  # 240 MB once decoded; anything above is a mistake or an attack
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -45,39 +44,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def open_image_header(
-    path: str | Path,  # a picture file
+    path: str | Path,  # an image file
 ) -> Iterator[Image.Image]:  # mode and size are known, the pixels are not decoded yet
-    "Open a picture file. Switches Pillow's warning about large pictures off, since `open_image` has its own, lower limit."
-    # Not `catch_warnings` around each picture: it makes Python forget which other warnings it has shown already.
+    "Open an image file. Switches off Pillow's warning about large images: `open_image` has its own, lower limit."
+    # Not `catch_warnings` around each image: it makes Python forget which other warnings it has shown already.
     if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    # Not by its name: Pillow 13 would map the file into memory, which scrambles gray TIFF files that are stored sideways.
+    # Not by its name: Pillow 13 would map the file into memory, which scrambles gray TIFF files stored sideways.
     with open(path, "rb") as file:
         yield Image.open(file)
 
 
 def open_image(
-    path: str | Path,  # a picture file in any format that Pillow reads, except those that are programs
-    draft: int
-    | None = None,  # a JPEG may be decoded smaller, at 1/2, 1/4 or 1/8 of its size, but with at least so many pixels in height and width
+    path: str | Path,  # an image file in any format that Pillow reads, except those that are programs
+    draft: int | None = None,  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, but at least so many pixels high and wide
 ) -> Image.Image:  # 8-bit RGB, upright
-    """Read a picture file as upright 8-bit RGB.
+    """Read an image file as upright 8-bit RGB.
 
-    Raises `ImageError` when the file is empty, damaged, no picture at all, of a pixel type without a fixed range, or larger than
-    `MAX_PIXELS`, and `MissingImageError`, which is also a `FileNotFoundError`, when there is none; both name the file.
+    Raises `ImageError` when the file is empty, damaged, no image at all, of a pixel type without a fixed range, or
+    larger than `MAX_PIXELS`, and `MissingImageError`, which is also a `FileNotFoundError`, when there is none; both
+    name the file.
     """
-    if not os.path.isfile(path): raise MissingImageError(f"no picture file at {path}")
+    if not os.path.isfile(path): raise MissingImageError(f"no image file at {path}")
     try:
         with open_image_header(path) as image:
             if image.format in ("EPS", "WMF"):
-                raise ImageError(f"{image.format} files are programs, not pictures; save it as PNG")
+                raise ImageError(f"{image.format} files are programs, not images; save it as PNG")
             if math.prod(image.size) > MAX_PIXELS:
                 raise ImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are not accepted")
             if draft is not None:
                 image.draft(None, (draft, draft))  # other formats ignore it
             return _to_rgb(image)
     except UnidentifiedImageError:
-        reason = "it is empty" if not Path(path).stat().st_size else "not a picture in a format that Pillow knows"
+        reason = "it is empty" if not Path(path).stat().st_size else "not an image in a format that Pillow knows"
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         reason = str(error) or type(error).__name__
     raise ImageError(f"cannot read {path}: {' '.join(reason.split())}")  # one line
@@ -85,13 +84,14 @@ def open_image(
 # %% ../nbs/1_basics/13_images.ipynb #fc3f7b66
 @dataclass(frozen=True)
 class ImageTransform:
-    """Picture to normalized `float32` tensor `(channels, image_size, image_size)`.
+    """Image to normalized `float32` tensor `(channels, image_size, image_size)`.
 
-    Equal to torchvision's `Resize`, `ToImage`, `ToDtype(scale=True)`, `Normalize`; but plain numbers, so that it can be stored in a model file.
+    Equal to torchvision's `Resize`, `ToImage`, `ToDtype(scale=True)`, `Normalize`; but plain numbers, so that a model
+    file can store it.
     Raises `ValueError` for a size below 1, for channels other than 1 or 3, and for a mean or std of the wrong length.
     """
     image_size: int = 64  # height and width of the result in pixels
-    channels: int = 3  # 3: RGB, 1: gray; pictures of the other kind are converted
+    channels: int = 3  # 3: RGB, 1: gray; images of the other kind are converted
     mean: tuple[float, ...] = (0.5,)  # subtracted after scaling to 0..1; one value, or one per channel
     std: tuple[float, ...] = (0.5,)  # then divided by
 
@@ -108,11 +108,11 @@ class ImageTransform:
             object.__setattr__(self, name, values)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        "Prepare one picture of any size and mode."
+        "Prepare one image of any size and mode."
         return self.normalize(self.resize(image))
 
     def resize(self, image: Image.Image) -> torch.Tensor:
-        "The first half: the picture in its final size, still in bytes, `uint8 (C, H, W)`."
+        "The first half: the image in its final size, still in bytes, `uint8 (C, H, W)`."
         mode, size = "L" if self.channels == 1 else "RGB", (self.image_size, self.image_size)
         if image.mode != mode:
             image = image.convert(mode)
@@ -122,7 +122,7 @@ class ImageTransform:
         return pixels.permute(2, 0, 1).contiguous()
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        "The second half, for one picture or a whole batch: `uint8 (..., C, H, W)` to normalized `float32`."
+        "The second half, for one image or a whole batch: `uint8 (..., C, H, W)` to normalized `float32`."
         x = pixels.to(torch.float32, copy=True).div_(255)  # a copy, so that the next steps may work in place
         if any(self.mean):
             x.sub_(self._column(self.mean).to(x.device))
@@ -131,8 +131,6 @@ class ImageTransform:
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
         "Back to values in 0..1, for looking at: `(..., C, H, W)` to `(..., C, H, W)`."
         return (x * self._column(self.std).to(x.device) + self._column(self.mean).to(x.device)).clamp(0, 1)
-
-    undo = denormalize  # TEMPORARY
 
     def _column(self, values: tuple[float, ...]) -> torch.Tensor:
         "Shape `(C, 1, 1)`, which broadcasts over height and width."

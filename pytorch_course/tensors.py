@@ -35,22 +35,16 @@ class TensorDescription:
                 value = f"{value:.5g}"
             if value is not None:
                 facts.append(f"{name} {value}")
-        if 0 in self.shape:
-            facts.append("empty")
-        if self.num_nan:
-            facts.append(f"{self.num_nan:,} NaN")
-        if self.num_inf:
-            facts.append(f"{self.num_inf:,} Inf")
+        nan, inf = f"{self.num_nan:,} NaN", f"{self.num_inf:,} Inf"
+        marks = {"empty": 0 in self.shape, nan: self.num_nan, inf: self.num_inf}
+        facts += [mark for mark, present in marks.items() if present]
         return " · ".join([*facts, _readable_size(self.bytes)])
 
 def _readable_size(size: int) -> str:
     "A number of bytes in the unit that reads best."
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024: break
-        size /= 1024
-    else:
-        unit = "TiB"  # the `else` of a loop runs when it was not left by `break`
-    return f"{size:.4g} {unit}"
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")  # each is 1024 of the one before
+    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{size / 1024**power:.4g} {units[power]}"
 
 # %% ../nbs/00_tensors.ipynb #668c6afe
 def describe(
@@ -78,14 +72,8 @@ def describe(
 def _extremes(values: torch.Tensor) -> tuple:
     "The smallest and the largest value as Python numbers, `None` where that has no meaning."
     if values.is_complex() or values.numel() == 0: return None, None
-    if values.dtype in (
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-    ):  # PyTorch has no min and max for these
-        low, high = values.flatten().sort().values[[0, -1]]
-    else:
-        low, high = values.aminmax()  # both in one pass
+    no_minimum = values.dtype in (torch.uint16, torch.uint32, torch.uint64)  # not in PyTorch
+    low, high = values.flatten().sort().values[[0, -1]] if no_minimum else values.aminmax()
     return low.item(), high.item()
 
 # %% ../nbs/00_tensors.ipynb #326f7809
@@ -96,23 +84,21 @@ def _available_devices() -> list[str]:
     return [*(f"{best.type}:{i}" for i in range(torch.accelerator.device_count())), "cpu"]
 
 def pick_device(
-    prefer: str
-    | torch.device
-    | None = None,  # like `"cuda:1"` or `"cpu"`; `None` or `"auto"`: the best
+    prefer: str | torch.device | None = None,  # like `"cuda:1"`; `None` or `"auto"`: the best
 ) -> torch.device:  # a device that exists, ready for `.to(device)`
-    """The best device there is (`cuda`, then `mps`, then `cpu`), or the preferred one after a check.
+    """The best device there is (`cuda`, then `mps`, then `cpu`), or the preferred one, checked.
 
-    Raises `ValueError` when `prefer` is not the name of a device, or when this computer does not have it."""
+    Raises `ValueError` when this computer has no device of that name."""
     available = _available_devices()
     if prefer is None or prefer == "auto": return torch.device(available[0].split(":")[0])
     try:
         device = torch.device(prefer)
     except (RuntimeError, TypeError, ValueError):
         device = None
-    if str(device) not in {*available, *(name.split(":")[0] for name in available), "cpu:0"}:
-        raise ValueError(
-            f"device {str(prefer)!r} is not available; here there is: {', '.join(available)}"
-        )
+    names = {*available, *(name.split(":")[0] for name in available), "cpu:0"}
+    if device is None or str(device) not in names:
+        here = ", ".join(available)
+        raise ValueError(f"device {str(prefer)!r} is not available; here there is: {here}")
     return device
 
 # %% ../nbs/00_tensors.ipynb #2c6eeef2

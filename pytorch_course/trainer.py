@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['join_outputs', 'Trainer', 'copy_trainer', 'overfit_one_batch', 'Callback', 'History', 'ProgressBar']
 
-# %% ../nbs/3_training/31_trainer.ipynb #69bb0145
+# %% ../nbs/3_training/31_trainer.ipynb #6abed0fe
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _all_ = ["Callback", "History", "ProgressBar"]
 
-# %% ../nbs/3_training/31_trainer.ipynb #7520168a
+# %% ../nbs/3_training/31_trainer.ipynb #7f3ed067
 class _Steps(Hooks):
     "A model, a loss, an optimizer, and what happens with a batch."
 
@@ -83,7 +83,7 @@ class _Steps(Hooks):
         if self.device.type == "cpu": return dataloader
         return (to_device(batch, self.device) for batch in dataloader)
 
-# %% ../nbs/3_training/31_trainer.ipynb #739037bd
+# %% ../nbs/3_training/31_trainer.ipynb #b4e2946d
 class _Evaluation(_Steps):
     "Measure and predict."
 
@@ -137,7 +137,7 @@ def join_outputs(outputs: list) -> torch.Tensor:
     joined = torch.cat([output.cpu() for output in outputs])
     return joined.float() if joined.dtype in (torch.bfloat16, torch.float16) else joined
 
-# %% ../nbs/3_training/31_trainer.ipynb #5f8e9b69
+# %% ../nbs/3_training/31_trainer.ipynb #ec8f4af2
 class Trainer(_Evaluation):
     "Train a model. Override `step`, `optimize` or `predict_step`; everything else is a callback."
 
@@ -203,7 +203,7 @@ class Trainer(_Evaluation):
             for hook in after_batch:
                 hook(self)
 
-# %% ../nbs/3_training/31_trainer.ipynb #a67bcfc9
+# %% ../nbs/3_training/31_trainer.ipynb #04ec1dfa
 def copy_trainer(
     trainer: Trainer,  # stays as it is
     callbacks: Iterable[Callback] = (),  # of the copy

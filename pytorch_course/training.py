@@ -32,7 +32,7 @@ def accuracy(
     correct = (logits.argmax(dim=1) == y) & counted
     return correct.sum() / counted.sum()
 
-# %% ../nbs/04_training.ipynb #1393fdd1
+# %% ../nbs/04_training.ipynb #8b781f46
 def binary_accuracy(
     outputs: torch.Tensor,  # one output per sample, `(N,)` or `(N, 1)`
     y: torch.Tensor,  # 0 or 1, in the same shape
@@ -41,7 +41,7 @@ def binary_accuracy(
     "Share of samples on the correct side of the threshold."
     return ((outputs > threshold) == (y > 0.5)).float().mean()
 
-# %% ../nbs/04_training.ipynb #0ba79a78
+# %% ../nbs/04_training.ipynb #f7a47cf9
 def mean_absolute_error(
     predictions: torch.Tensor,  # `(N, ...)`
     y: torch.Tensor,  # targets, in the same shape
@@ -62,7 +62,7 @@ class TopKAccuracy:
         best = logits.topk(self.k, dim=1).indices
         return (best == y.unsqueeze(1)).any(dim=1).float().mean()
 
-# %% ../nbs/04_training.ipynb #aca8469f
+# %% ../nbs/04_training.ipynb #dc9f3026
 def is_class_loss(loss_fn: Callable) -> bool:
     "Whether the labels of this loss are classes: cross entropy and negative log-likelihood."
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)): return True
@@ -80,7 +80,7 @@ def default_metrics(
         return {"acc": partial(binary_accuracy, threshold=0.5)}
     return {}
 
-# %% ../nbs/04_training.ipynb #bd134cac
+# %% ../nbs/04_training.ipynb #b604a91b
 _DISTANCES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss)
 
 def loss_weight(
@@ -97,7 +97,7 @@ def loss_weight(
     per_element = isinstance(loss_fn, (*_DISTANCES, nn.BCELoss, nn.BCEWithLogitsLoss))
     return outputs.numel() if per_element else len(targets)
 
-# %% ../nbs/04_training.ipynb #2d378d81
+# %% ../nbs/04_training.ipynb #6f7a734a
 def _join(batches: list[tuple]) -> list[tuple]:
     "Batches `(outputs, targets)` as one, if their shapes allow it."
     shapes = {(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}
@@ -126,7 +126,7 @@ def _weighted_mean(values: list, weights: list) -> float:
     numbers = torch.stack(values).cpu().double()
     return (shares @ numbers / shares.sum()).item()
 
-# %% ../nbs/04_training.ipynb #fa713cbf
+# %% ../nbs/04_training.ipynb #a36e0756
 class _Totals:
     "Losses and metrics of the batches so far, as lists."
     def __init__(self, metrics: dict[str, Callable]):
@@ -157,7 +157,7 @@ class _Totals:
             means[name] = _weighted_mean(values, weights)
         return means
 
-# %% ../nbs/04_training.ipynb #474d0cbf
+# %% ../nbs/04_training.ipynb #0bb1e8a6
 class _Measurements(_Totals):
     "Metrics of batches, measured many at a time."
     group = 64  # at most so many small batches wait and are measured together
@@ -186,7 +186,7 @@ class _Measurements(_Totals):
         else:
             self.weights += [loss_weight(self.loss_fn, *batch) for batch in batches]
 
-# %% ../nbs/04_training.ipynb #b441b9e8
+# %% ../nbs/04_training.ipynb #d383b554
 class EpochMeter(_Measurements):
     "Loss and metrics of an epoch, as means over all its samples, for any batch size."
 
@@ -196,21 +196,20 @@ class EpochMeter(_Measurements):
 
     def update(
         self,
-        loss: torch.Tensor,  # of a batch, `()`
-        outputs: torch.Tensor,  # `(N, ...)`
+        loss: torch.Tensor,  # of a batch, `()`, detached
+        outputs: torch.Tensor,  # `(N, ...)`, detached
         targets: torch.Tensor,  # `(N, ...)`
     ):
         "Add one batch."
-        outputs = outputs.detach()
-        self.losses.append(loss.detach())
+        self.losses.append(loss)
         for metric in self.objects.values():
             metric.update(outputs, targets)
         if not self.waits:
             self.weights.append(loss_weight(self.loss_fn, outputs, targets))
             return
         small = outputs.numel() <= 10_000
-        # copies, because a dataloader may use the memory of a batch again
-        self.waiting.append((outputs.clone(), targets.clone()) if small else (outputs, targets))
+        # a copy, because a dataloader may use the memory of a batch again
+        self.waiting.append((outputs, targets.clone() if small else targets))
         if not small or len(self.waiting) >= self.group:
             self.measure()
 
@@ -239,11 +238,11 @@ def train_step(
         optimizer.zero_grad()  # 3. forget the last gradients
         loss.backward()  # 4. compute new ones
         optimizer.step()  # 5. move the weights
-        meter.update(loss, logits, y)
+        meter.update(loss.detach(), logits.detach(), y)
     means = meter.compute()
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #5b8c49dd
+# %% ../nbs/04_training.ipynb #cda92c00
 def test_step(
     model: nn.Module,  # on `device`; stays in evaluation mode
     dataloader: Iterable,  # batches `(X, y)`

@@ -29,20 +29,8 @@ class ModelFileError(ValueError):
 
 
 _UNUSABLE = (  # what decoders raise on damaged bytes, and what their content can lead to
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
 )
 
 
@@ -60,111 +48,101 @@ def explain_file_errors(
         raise ModelFileError(f"cannot load {source}: {reason}") from error
 
 # %% ../nbs/3_training/35_weights_files.ipynb #10e5f607
-def _strange_tensor(tensor: torch.Tensor) -> str | None:
+def _unsupported_reason(tensor: torch.Tensor) -> str | None:
     "What keeps a tensor out of our files, if anything: it must be a block of numbers."
     if tensor.is_meta: return "a tensor on the device meta, which has a shape and no content"
-    if tensor.layout != torch.strided:
-        return f"a tensor with the layout {tensor.layout}; call to_dense()"
-
-
-def _is_expanded(tensor: torch.Tensor) -> bool:
-    "It has fewer numbers in memory than its shape says."
-    return tensor.nbytes > tensor.untyped_storage().nbytes()
+    if tensor.layout == torch.strided: return None
+    return f"a tensor with the layout {tensor.layout}; call to_dense()"
 
 
 def to_plain_values(
     value,  # anything
-    place: str,  # what to call it in an error message
+    name: str,  # what to call it in an error message
 ):  # the same in types that `weights_only=True` accepts
     """Tensors, numbers, strings, lists, tuples and dictionaries, all the way down; NumPy numbers become Python's.
 
     Raises `ValueError` naming the place of anything else.
     """
     if isinstance(value, torch.Tensor):
-        if strange := _strange_tensor(value): raise ValueError(f"{place} is {strange}")
-        return value.detach().contiguous() if _is_expanded(value) else value.detach()
+        if reason := _unsupported_reason(value): raise ValueError(f"{name} is {reason}")
+        expanded = value.nbytes > value.untyped_storage().nbytes()
+        return value.detach().contiguous() if expanded else value.detach()
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or type(value) in (bool, int, float, complex, str): return value
     if isinstance(value, str): return str(value)  # its own kind of string, like `torch.__version__`
     if isinstance(value, list | tuple):
-        made = [to_plain_values(item, f"{place}[{i}]") for i, item in enumerate(value)]
-        return made if isinstance(value, list) else tuple(made)
+        items = [to_plain_values(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, Mapping):
-        made = {
-            to_plain_values(key, f"a key of {place}"): to_plain_values(item, f"{place}[{key!r}]")
-            for key, item in value.items()
-        }
-        return type(value)(made) if type(value) in (Counter, OrderedDict) else made
-    raise ValueError(
-        f"{place} is of type {type(value).__name__}; make it a tensor, a number, a string, a list or a dictionary of these"
-    )
+        keys = [to_plain_values(key, f"a key of {name}") for key in value]
+        items = [to_plain_values(item, f"{name}[{key!r}]") for key, item in value.items()]
+        made = dict(zip(keys, items))
+        if isinstance(value, Counter): return Counter(made)
+        return OrderedDict(made) if isinstance(value, OrderedDict) else made
+    allowed = "a tensor, a number, a string, a list or a dictionary of these"
+    raise ValueError(f"{name} is of type {type(value).__name__}; make it {allowed}")
 
-# %% ../nbs/3_training/35_weights_files.ipynb #aa0d8812
+# %% ../nbs/3_training/35_weights_files.ipynb #8c571480
 _BARE_FORMAT = "pytorch_course weights 1"  # in the header of a `.safetensors` file without another `format`
 
 
 def _sha256(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     "One number for all that a `.safetensors` file says: names, types, shapes, tensors, and the text in its header."
-    digest = hashlib.sha256(
-        json.dumps(sorted((key, text) for key, text in metadata.items() if key != "sha256")).encode()
-    )
+    text = sorted((key, value) for key, value in metadata.items() if key != "sha256")
+    digest = hashlib.sha256(json.dumps(text).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _save_safetensors(weights: dict[str, torch.Tensor], metadata: dict[str, str], path: Path):
+def _save_safetensors(weights: Mapping, metadata: Mapping[str, str], path: Path):
     "Write tensors with their checksum; two names for the same memory are written twice."
     from safetensors.torch import save_file
-    seen, apart = set(), {}
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name} is of type {type(tensor).__name__}; a .safetensors file holds only tensors")
-        tensor = tensor.cpu().contiguous()
-        address = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if address in seen else tensor
-        seen.add(address)
+    separate = {name: tensor.cpu().contiguous().clone() for name, tensor in weights.items()}
     metadata = {"format": _BARE_FORMAT, **metadata}
-    save_file(apart, path, {**metadata, "sha256": f"pytorch_course {_sha256(apart, metadata)}"})
+    save_file(separate, path, {**metadata, "sha256": f"pytorch_course {_sha256(separate, metadata)}"})
 
-
+# %% ../nbs/3_training/35_weights_files.ipynb #aa0d8812
 @contextmanager
-def _saying_what_it_needs(path: Path, size: int) -> Iterator[None]:
+def _explain_write_errors(path: Path, size: int) -> Iterator[None]:
     "Say in one line that a file cannot be written, for example because the disk is full."
     try:
         yield
     except Exception as error:
-        cause, number = error, re.search(r"os error (\d+)", str(error))  # the second is how safetensors says it
+        cause, from_rust = error, re.search(r"os error (\d+)", str(error))  # the second is how safetensors says it
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__  # PyTorch hides it behind another one
-        number = cause.errno if cause else int(number[1]) if number else None
-        if number is None: raise
-        free = shutil.disk_usage(path.parent).free
-        failed = OSError(
-            f"cannot write {path}: {os.strerror(number)}; it needs {size:,} bytes, {free:,} are free; an older file of this name is untouched"
-        )
+        number = cause.errno if cause else from_rust and int(from_rust[1])
+        if not number: raise
+        space = f"it needs {size:,} bytes, {shutil.disk_usage(path.parent).free:,} are free"
+        reason = os.strerror(number)
+        failed = OSError(f"cannot write {path}: {reason}; {space}; an older file of this name is untouched")
         failed.errno = number
         raise failed from error
 
 
-def _bytes_in(value) -> int:
-    "How much the tensors in plain values take."
+def _count_bytes(value) -> int:
+    "How many bytes the tensors take."
     if isinstance(value, torch.Tensor): return value.nbytes
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_bytes_in, parts))
+    if isinstance(value, Mapping): return sum(map(_count_bytes, value.values()))
+    return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def write_weights_file(
     path: str | Path,  # file ending in `.pt`, `.pth` or `.safetensors`; its folder is made if it is missing
-    content: Mapping,  # tensors and plain values by name; for `.safetensors` tensors only
+    content: Mapping,  # tensors and built-in types by name; for `.safetensors` tensors only
     metadata: Mapping[str, str] | None = None,  # text for the header of a `.safetensors` file
 ) -> Path:  # the file
-    """Write tensors with checksums. An existing file is replaced in one step, or stays as it is when something goes wrong.
+    """Write tensors with checksums. An existing file is replaced atomically, or stays as it was.
 
-    Raises `ValueError` for another ending and for what could not be loaded safely, before anything is written; `OSError` when the disk is full.
+    Raises `ValueError` for another ending and for what could not be loaded safely, before anything is written;
+    `OSError` when the disk is full.
     """
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -173,16 +151,16 @@ def write_weights_file(
         raise ValueError(f"metadata is for .safetensors files; put it into the content of {path.name}")
     content = {to_plain_values(name, "a key"): to_plain_values(value, str(name)) for name, value in content.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _saying_what_it_needs(path, _bytes_in(content)), atomic_write(path) as temporary:
+    with _explain_write_errors(path, _count_bytes(content)), atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
-            _save_safetensors(content, dict(metadata or {}), temporary)
+            _save_safetensors(content, metadata or {}, temporary)
         else:
             with temporary.open("wb") as file:
                 torch.save(content, file)
     return path
 
 # %% ../nbs/3_training/35_weights_files.ipynb #3f64ab26
-def _what_is(path: Path) -> str:
+def _describe_foreign_file(path: Path) -> str:
     "Words for a file that is no model."
     with path.open("rb") as file:
         start = file.read(200)
@@ -192,50 +170,70 @@ def _what_is(path: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself; run 'git lfs pull'"
     if start.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
-        return "it is in PyTorch's format of before 2020, which has no checksums; load it with torch.load(path, weights_only=True) and save it again"
+        remedy = "load it with torch.load(path, weights_only=True) and save it again"
+        return f"it is in PyTorch's format of before 2020, which has no checksums; {remedy}"
     return "it is not a model file, or only the beginning of one"
 
 
+def _is_as_written(entry: zipfile.ZipInfo) -> bool:
+    "PyTorch compresses nothing; and what calls itself a folder (0x10) it does not read, but leaves memory as it was."
+    stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+    return stored and not entry.external_attr & 0x10
+
+
 def _check_archive(file) -> bytes:
-    "The instructions in a zip file, after comparing all checksums. Raises `ModelFileError` for what `torch.save` never writes."
+    "The pickle in a zip file, after comparing all checksums. Raises `ModelFileError` for what PyTorch never writes."
     with zipfile.ZipFile(file) as archive:
         entries, names = archive.infolist(), archive.namelist()
-        instructions = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(instructions) != 1: raise ModelFileError("it is a zip file without weights in it")
+        pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1: raise ModelFileError("it is a zip file without weights in it")
         if any(name.endswith("/constants.pkl") for name in names):
             raise ModelFileError("it is a TorchScript program, no weights")
         size = file.seek(-22, os.SEEK_END) + 22
-        strange = (
-            file.read(4) != b"PK\5\6"
-            or archive.comment
-            or len(set(names)) < len(names)
-            or sum(entry.file_size for entry in entries) > size
-        )
-        for entry in entries:
-            # PyTorch leaves the memory for an entry that calls itself a folder as it was, whatever was in it.
-            strange = (
-                strange
-                or entry.compress_type != zipfile.ZIP_STORED
-                or entry.compress_size != entry.file_size
-                or entry.external_attr & 0x10
-            )
-        if strange:
+        ends_well = file.read(4) == b"PK\5\6" and not archive.comment
+        fits = len(set(names)) == len(names) and sum(entry.file_size for entry in entries) <= size
+        if not (ends_well and fits and all(map(_is_as_written, entries))):
             raise ModelFileError("damaged: its table of contents is not one that PyTorch writes")
         if damaged := archive.testzip():
             raise ModelFileError(f"damaged: the checksum of {damaged} is wrong")
-        return archive.read(instructions[0])
+        return archive.read(pickles[0])
+
+# %% ../nbs/3_training/35_weights_files.ipynb #a88140c5
+def _explain_load_error(error: Exception) -> str:
+    "Why PyTorch did not follow the instructions in a file, without its advice to trust the file."
+    message = str(error)
+    if asked := re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", message):
+        function = (asked[1] or asked[2])[:100]
+        return f"it asks for {function}; such Python objects could run any code when loaded, so it was not loaded"
+    if isinstance(error, MemoryError): return "there is not enough memory for it"
+    if not isinstance(error, (OSError, RuntimeError)) or "weights_only" in message:
+        return "its instructions are damaged, or not those of a weights file"
+    return f"PyTorch cannot read it: {message.partition('  (Could this')[0]}"
+
+
+def _check_size(value, limit: int) -> int:
+    "What is left of the limit after this value and all its parts. Raises `ModelFileError` when there are too many."
+    if limit < 0: raise ModelFileError("its values are nested in a way that PyTorch does not write")
+    if isinstance(value, torch.Tensor):
+        if reason := _unsupported_reason(value): raise ModelFileError(f"it holds {reason}")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ModelFileError(f"it holds a tensor of shape {tuple(value.shape)}, but not so many numbers")
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple | set):
+        for part in value:
+            limit = _check_size(part, limit - 1)
+    return limit
 
 
 def _read_torch(path: Path) -> dict:
-    "Content of a `.pt` file: tensors and plain values only, checksums compared."
+    "Content of a `.pt` file: tensors and built-in types only, checksums compared."
     with path.open("rb") as file:  # the same file throughout, even if somebody replaces it meanwhile
         if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(file):
-            raise ModelFileError(_what_is(path))
+            raise ModelFileError(_describe_foreign_file(path))
         try:
             instructions = _check_archive(file)
-        except ModelFileError:
-            raise
-        except _UNUSABLE as error:
+        except zipfile.BadZipFile as error:
             raise ModelFileError(f"damaged: {error}") from None
         # A pickle may ask for an array of any length; nothing that belongs into a file of weights does.
         if instructions[:2] != b"\x80\x02" or b"\nbytearray\n" in instructions:
@@ -244,53 +242,21 @@ def _read_torch(path: Path) -> dict:
         try:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
         except _UNUSABLE as error:
-            raise ModelFileError(_refusal(error)) from None
+            raise ModelFileError(_explain_load_error(error)) from None
     _check_size(content, limit=1000 + 10 * len(instructions))
     return content
 
-
-def _refusal(error: Exception) -> str:
-    "Why PyTorch did not follow the instructions in a file, without its advice to trust the file."
-    message = str(error)
-    if asked := re.search(r"GLOBAL (\S+) was not an allowed|unsupported GLOBAL (\S+)", message):
-        return f"it asks for {(asked[1] or asked[2])[:100]}; such Python objects could run any code when loaded, so it was not loaded"
-    if isinstance(error, MemoryError): return "there is not enough memory for it"
-    if not isinstance(error, (OSError, RuntimeError)) or "weights_only" in message:
-        return "its instructions are damaged, or not those of a weights file"
-    return f"PyTorch cannot read it: {message.partition('  (Could this')[0]}"
-
-
-def _check_size(value, limit: int) -> int:
-    "What is left of the limit after this value. A small file can name one list so often that nobody could print it: `ModelFileError`."
-    if isinstance(value, torch.Tensor):
-        if strange := _strange_tensor(value): raise ModelFileError(f"it holds {strange}")
-        if _is_expanded(value):
-            raise ModelFileError(f"it holds a tensor of shape {tuple(value.shape)}, but not so many numbers")
-    parts = (
-        [*value, *value.values()]
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, list | tuple | set)
-        else ()
-    )
-    for part in parts:
-        limit = _check_size(part, limit - 1)
-        if limit < 0:
-            raise ModelFileError("its values are nested in a way that PyTorch does not write")
-    return limit
-
-
+# %% ../nbs/3_training/35_weights_files.ipynb #a090af61
 def _read_safetensors(path: Path) -> dict:
     "Content of a `.safetensors` file in the same shape, its checksum compared if it is one of ours."
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {
-                name: file.get_tensor(name).clone() for name in file.keys()
-            }  # without clone they would be windows into the file
+            # Without `clone` they would be windows into the file.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError:
-        raise ModelFileError(_what_is(path)) from None
+        raise ModelFileError(_describe_foreign_file(path)) from None
     content = {"format": metadata.get("format"), "info": {}, "state_dict": weights}
     # Two marks say that it is ours; damage to one of them does not make it somebody else's, who has no such checksum.
     if not any(metadata.get(mark, "").startswith("pytorch_course ") for mark in ("format", "sha256")):
@@ -302,11 +268,13 @@ def _read_safetensors(path: Path) -> dict:
 
 def read_weights_file(
     path: str | Path,  # `.pt`, `.pth` or `.safetensors`
-) -> dict:  # its content: tensors on the CPU and plain values
-    "Read a file of weights after comparing its checksums; nothing in it is ever executed. Use it inside `explain_file_errors`."
+) -> dict:  # its content: tensors on the CPU and built-in types
+    """Read a file of weights after comparing its checksums; nothing in it is ever executed.
+
+    Use it inside `explain_file_errors`, which turns all that can go wrong into one `ModelFileError`.
+    """
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no model file at {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, Mapping):
-        raise ModelFileError(f"it holds a {type(content).__name__}, no weights by name")
-    return content
+    if isinstance(content, Mapping): return content
+    raise ModelFileError(f"it holds a {type(content).__name__}, no weights by name")

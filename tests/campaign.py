@@ -23,12 +23,12 @@ from small_training import fit  # noqa: E402
 from pytorch_course.checkpoints import CheckpointManager  # noqa: E402
 from pytorch_course.checkpoint_files import load_checkpoint  # noqa: E402
 from pytorch_course.files import atomic_write  # noqa: E402
-from pytorch_course.training import Callback  # noqa: E402
+from pytorch_course.trainer import Callback  # noqa: E402
 
 
 class Ballast(Callback):
     "Makes the checkpoints larger, so that most of the time goes into writing them."
-    remembers = ("ballast",)
+    state_attributes = ("ballast",)
 
     def before_fit(self, trainer):
         self.ballast = torch.zeros(200_000)
@@ -50,11 +50,11 @@ def in_child(work):
         os._exit(1)
 
 
-def train(run, num_workers, every_steps, keep=2):
+def train(run, num_workers, every_steps, max_to_keep=2):
     "Train to the end, or go on; then write what came out, in one step, as a marker that may be trusted."
     # by steps alone, not by time: so that the calls are the same each time
     result = fit(
-        CheckpointManager(run / "checkpoints", every_steps=every_steps, keep=keep, budget=1e-9),
+        CheckpointManager(run / "checkpoints", max_to_keep, every_steps, max_time_share=1e-9),
         num_workers,
         [Ballast()],
         resume=True,
@@ -190,7 +190,7 @@ def crash_points(place, every_steps=17, resume_after_writes=15):
         def work():
             with (run / "log").open("w") as log:
                 die_at(number, log)
-                train(run, 0, every_steps, keep=1)
+                train(run, 0, every_steps, max_to_keep=1)
 
         status = ended(in_child(work))
         if status == 0: return figures  # it has come to the end: there is no call with this number

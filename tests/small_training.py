@@ -9,7 +9,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset
 
 from pytorch_course.callbacks import BestWeights, EarlyStopping, GradientAccumulation, GradientClipping, LRScheduler
-from pytorch_course.training import Trainer
+from pytorch_course.checkpoints import Checkpoints
+from pytorch_course.checks import Checks
+from pytorch_course.performance import KeepMemory
+from pytorch_course.reproducibility import Reproducible
+from pytorch_course.trainer import Trainer
+from pytorch_course.worker_errors import ExplainWorkerErrors
 
 SAMPLES, BATCH_SIZE, EPOCHS = 44, 4, 3  # 11 batches an epoch
 STEPS = EPOCHS * 11
@@ -36,40 +41,42 @@ def make_trainer(extra=(), seed=0):
     torch.manual_seed(seed)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    schedule = LRScheduler(partial(OneCycleLR, max_lr=0.02, total_steps=100), per="batch")
     callbacks = [
         GradientAccumulation(2),
         GradientClipping(1.0),
-        schedule,
+        LRScheduler(partial(OneCycleLR, max_lr=0.02, total_steps=100), interval="step"),
         EarlyStopping(patience=50),
         BestWeights(),
+        Checks(ignore=("random_validation", "overlap")),
+        ExplainWorkerErrors(),
+        KeepMemory(),
+        Reproducible(42),
         *extra,
     ]
-    return Trainer(
-        model,
-        nn.CrossEntropyLoss(),
-        optimizer,
-        callbacks=callbacks,
-        silence=("random_validation", "overlap"),
-        progress=False,
-    )
+    return Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks, progress=False)
 
 
-def fit(folder, num_workers=0, extra=(), **kwargs):
+def fit(folder, num_workers=0, extra=(), resume=False):
     "Train; everything that must be the same afterwards, as one flat list."
     loader = partial(DataLoader, Augmented(), BATCH_SIZE, num_workers=num_workers, persistent_workers=num_workers > 0)
-    trainer = make_trainer(extra)
-    trainer.fit(EPOCHS, loader(shuffle=True), loader(), checkpoint_dir=folder, seed=42, **kwargs)
+    checkpoints = [] if folder is None else [Checkpoints(folder, resume)]
+    trainer = make_trainer([*extra, *checkpoints])
+    trainer.fit(EPOCHS, loader(shuffle=True), loader())
     return fingerprint(trainer)
 
 
+def find(trainer, kind):
+    "The callback of this class."
+    return next(callback for callback in trainer.callbacks if type(callback) is kind)
+
+
 def fingerprint(trainer):
-    "Weights, optimizer, schedule, norms of all gradients, history: equal only if the whole training was."
-    schedule, clipping = trainer.callbacks[2], trainer.callbacks[1]
+    "Weights, optimizer, schedule, norms of all gradients, history: equal only if the whole run was."
     state = trainer.optimizer.state_dict()["state"]
     numbers = [
         *trainer.model.state_dict().values(),
         *(value for each in state.values() for value in each.values()),
-        *clipping.norms,
+        *find(trainer, GradientClipping).norms,
     ]
-    return [tensor.flatten().tolist() for tensor in numbers] + [schedule.lrs, trainer.history, trainer.steps]
+    rates = find(trainer, LRScheduler).lrs
+    return [tensor.flatten().tolist() for tensor in numbers] + [rates, trainer.history, trainer.steps]

@@ -1,4 +1,4 @@
-"""Rows 18 to 39 of the table of faults: downloads, archives, folders and pictures as the world delivers them.
+"""Rows 18 to 39 of the table of faults: downloads, archives, folders and images as the world delivers them.
 
 The numbers in the names are those of the rows. Servers are real ones on 127.0.0.1, killed processes are really killed.
 """
@@ -26,17 +26,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pytorch_course import files, get_data as get_data_module, images
+from pytorch_course import archives, get_data as get_data_module, images
+from pytorch_course.archives import extract_tar, extract_zip
 from pytorch_course.data import ImageFolder, create_dataloaders
-from pytorch_course.files import (
-    DownloadError,
-    RemoteFile,
-    download,
-    extract_tar,
-    extract_zip,
-    remove_stale_files,
-    atomic_folder,
-)
+from pytorch_course.downloads import DownloadError, RemoteFile, download, file_hash
+from pytorch_course.files import atomic_folder, atomic_write, remove_stale_files
 from pytorch_course.get_data import get_data
 from pytorch_course.images import ImageError, ImageTransform, open_image
 
@@ -84,7 +78,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def play_cut(self):
         self.answer(BODY[:50_000], length=str(len(BODY)))
     def play_cut_once(self):
-        self.play_cut() if self.server.asked.count(self.path) == 1 else self.answer()
+        if self.server.asked.count(self.path) == 1:
+            self.play_cut()
+        else:
+            self.answer()
     def play_long(self):
         self.answer(BODY + b"more", length=str(len(BODY) + 4))
     def play_short_length(self):
@@ -140,7 +137,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, host="127.0.0.1"):
         super().__init__((host, 0), Handler)
-        self.asked, self.raw, self.elsewhere, self.body = [], b"", "", BODY
+        self.asked, self.elsewhere = [], ""
+        self.body = BODY
         self.closing, self.go_on = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
@@ -152,8 +150,11 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{part}/data.bin"
 
     def close(self):
-        self.closing.set(), self.go_on.set()
-        self.shutdown(), self.server_close(), self.thread.join()
+        self.closing.set()
+        self.go_on.set()
+        self.shutdown()
+        self.server_close()
+        self.thread.join()
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def server(monkeypatch):
 @pytest.fixture
 def no_pause(monkeypatch):
     pauses = []
-    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     return pauses
 
 
@@ -256,7 +257,7 @@ def test_row_21_login_page_with_status_200(server, tmp_path):
 
 KILLED_DOWNLOAD = """
 import sys
-from pytorch_course.files import RemoteFile, download
+from pytorch_course.downloads import RemoteFile, download
 download(RemoteFile(sys.argv[1], sys.argv[2]), sys.argv[3])
 """
 
@@ -268,6 +269,14 @@ def wait_for(found, process):
         time.sleep(0.01)
 
 
+def has_bytes(folder):
+    "Has some of the download arrived? pooch makes an empty file for a moment, to see whether it can."
+    try:
+        return any(path.stat().st_size for path in folder.glob("*"))
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(not POSIX, reason="SIGKILL")
 def test_row_22_killed_midway(server, tmp_path):
     "Two processes are killed while they download; the next one recovers and removes what they left."
@@ -276,7 +285,7 @@ def test_row_22_killed_midway(server, tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED_DOWNLOAD, remote.url, remote.hash, tmp_path], stderr=subprocess.PIPE
         )
-        wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob(f".data.bin.{process.pid}.part")), process)
+        wait_for(lambda: has_bytes(tmp_path / f".data.bin.{process.pid}.part"), process)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.stderr.close()
@@ -291,7 +300,8 @@ def test_row_22_killed_midway(server, tmp_path):
 
 KILLED_UNPACKING = """
 import shutil, sys, time
-from pytorch_course.files import extract_zip, atomic_folder
+from pytorch_course.archives import extract_zip
+from pytorch_course.files import atomic_folder
 copied = []
 def copyfileobj(source, target, length):
     copied.append(target.write(source.read()))
@@ -314,14 +324,14 @@ def test_row_22_killed_while_unpacking(tmp_path):
     assert not target.exists() and len(list(target.parent.iterdir())) == 1
     with atomic_folder(target, "pets v1") as folder:
         extract_zip(archive, folder)
-    assert sorted(everything(target)) == [".source", "train", "train/cat", *(f"train/cat/{i}.txt" for i in range(6))]
+    assert sorted(everything(target)) == [".complete", "train", "train/cat", *(f"train/cat/{i}.txt" for i in range(6))]
     assert list(target.parent.iterdir()) == [target]
 
 
 KILLED_GET_DATA = """
 import sys
 from pytorch_course import get_data
-from pytorch_course.files import RemoteFile
+from pytorch_course.downloads import RemoteFile
 get_data._DATASETS["pets"] = get_data._write_zip(RemoteFile(sys.argv[1], sys.argv[2]))
 get_data.get_data("pets", sys.argv[3])
 """
@@ -337,7 +347,7 @@ def test_row_22_get_data_killed_midway(server, tmp_path, monkeypatch):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED_GET_DATA, remote.url, remote.hash, root], stderr=subprocess.PIPE
     )
-    wait_for(lambda: list(root.glob(".downloads/pets/.data.bin.*.part")), process)
+    wait_for(lambda: list(root.glob(".downloads/pets/.data.bin.*.part/*")), process)
     process.kill()
     process.communicate()
     assert (
@@ -348,7 +358,7 @@ def test_row_22_get_data_killed_midway(server, tmp_path, monkeypatch):
     assert get_data("pets", root) == root / "pets"
     assert list(root.iterdir()) == [root / "pets"]
     assert sorted(path.name for path in (root / "pets").rglob("*")) == [
-        ".source",
+        ".complete",
         "1.png",
         "1.png",
         "cat",
@@ -380,7 +390,7 @@ def test_row_22_sweeping_spares_the_living(tmp_path):
     if POSIX:
         (tmp_path / f".c.{ended.pid}.part").symlink_to(tmp_path / "precious")
     assert remove_stale_files(tmp_path, "x*") == 0
-    with files.atomic_write(tmp_path / "b[1]") as temporary:
+    with atomic_write(tmp_path / "b[1]") as temporary:
         temporary.touch()  # brackets in a name are no pattern
     assert not list(tmp_path.glob(".b*"))
     assert remove_stale_files(tmp_path) == (2 if POSIX else 1)
@@ -391,8 +401,8 @@ def test_row_22_sweeping_spares_the_living(tmp_path):
 @pytest.mark.parametrize("kind", ["sha256", "md5", "git"])
 def test_row_23_wrong_hash(server, tmp_path, kind):
     (tmp_path / "sent").write_bytes(BODY[::-1])
-    sent = files.file_hash(tmp_path / "sent", kind)
-    expected = files.file_hash(Path(__file__), kind)
+    sent = file_hash(tmp_path / "sent", kind)
+    expected = file_hash(Path(__file__), kind)
     message = fails(
         server, "other", tmp_path / "got", f"{kind} is {sent}, expected {expected}", hash=f"{kind}:{expected}"
     )
@@ -675,10 +685,10 @@ def test_row_30_bombs(tmp_path, kind, monkeypatch):
     refused(tmp_path, kind, [FINE, ("zeros", bytes(20_000_000))], "unpacks to 20,00.,... bytes or more from")
     refused(tmp_path, kind, [FINE, *((f"{i}.txt", bytes(300_000)) for i in range(20))], "bytes or more from")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "MAX_MEMBERS", 3)
+        patch.setattr(archives, "MAX_MEMBERS", 3)
         refused(tmp_path, kind, [FINE, *((str(i), b"") for i in range(3))], "more than 3 files")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "MAX_UNPACKED_BYTES", 1000)
+        patch.setattr(archives, "MAX_UNPACKED_BYTES", 1000)
         refused(tmp_path, kind, [FINE, ("a", bytes(1000))], "more than 1,000 bytes")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 0, 9))
@@ -693,7 +703,7 @@ def test_row_30_bomb_that_lies_about_its_size(tmp_path):
 
 
 def test_row_30_sizes_that_are_too_large_or_negative(tmp_path):
-    "The checksum is right, there are only fewer bytes than the table of contents says; and a tar header with a size below zero."
+    "Fewer bytes than the table of contents says, with the right checksum; and a tar header with a size below zero."
 
     def lie(data):
         return data.replace(struct.pack("<II", 777, 777), struct.pack("<II", 777, 778))
@@ -814,7 +824,7 @@ def test_row_26_to_31_get_data_with_a_local_zip(tmp_path, rogue):
     assert everything(tmp_path) == before
 
 
-# --- 32 to 38: folders of pictures ---
+# --- 32 to 38: folders of images ---
 
 
 def png(size=(6, 4), color=(200, 30, 40), mode="RGB"):
@@ -846,18 +856,21 @@ def test_row_32_an_empty_class_is_an_error_that_names_it(pets):
         if clutter:
             (pets / "wolf" / clutter).parent.mkdir(exist_ok=True)
             (pets / "wolf" / clutter).write_bytes(png())
-        with pytest.raises(ValueError, match=f"no pictures in {pets / 'wolf'}; remove the folder or add .jpg"):
+        with pytest.raises(ValueError, match=f"no images in {pets / 'wolf'}; remove the folder or add .jpg"):
             ImageFolder(pets)
 
 
-@pytest.mark.parametrize("clutter", [".ipynb_checkpoints", "__MACOSX", ".git", "cat/.ipynb_checkpoints", "cat/__MACOSX", "dog/deep/.thumbnails"])
+HIDDEN = [".ipynb_checkpoints", "__MACOSX", ".git", "cat/.ipynb_checkpoints", "cat/__MACOSX", "dog/deep/.thumbnails"]
+
+
+@pytest.mark.parametrize("clutter", HIDDEN)
 def test_row_33_hidden_folders_are_skipped_and_reported(pets, clutter):
     (pets / clutter / "below").mkdir(parents=True)
     for place in (pets / clutter, pets / clutter / "below"):
         (place / "copy.png").write_bytes(png())
     dataset, said = load(pets)
     assert dataset.classes == ["cat", "dog"] and len(dataset) == 8
-    assert said == [f"{pets}: skipped what is hidden, a link, or no picture: {Path(clutter).name}/ (1)"]
+    assert said == [f"{pets}: skipped hidden files, links and non-image files: {Path(clutter).name}/ (1)"]
 
 
 def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
@@ -868,7 +881,7 @@ def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
     dataset, said = load(pets)
     assert len(dataset) == 8
     assert said == [
-        f"{pets}: skipped what is hidden, a link, or no picture: *.heic (500), * (1), *.csv (1), .secret.png (1)"
+        f"{pets}: skipped hidden files, links and non-image files: *.heic (500), * (1), *.csv (1), .secret.png (1)"
     ]
     for i in range(20):
         (pets / "cat" / f"x.kind{i:02}").touch()
@@ -885,7 +898,8 @@ def test_row_33_litter_is_not_worth_a_warning(pets):
 
 def test_row_33_one_warning_for_a_folder_however_often_it_is_read(pets):
     (pets / ".git").mkdir()
-    code = "import sys; from pytorch_course.data import *; p = sys.argv[1]; ImageFolder(p)\nImageFolder(p)\ncreate_dataloaders(p, p, None, 2)"
+    code = "import sys; from pytorch_course.data import ImageFolder, create_dataloaders; p = sys.argv[1]"
+    code += "\nImageFolder(p)\nImageFolder(p)\ncreate_dataloaders(p, p, None, 2)"
     done = subprocess.run([sys.executable, "-c", code, pets], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count(f"{pets}: skipped") == 1
 
@@ -906,7 +920,7 @@ def test_row_33_os_walk_does_not_swallow_errors(pets, monkeypatch):
         ImageFolder(pets)
 
 
-def pictures_that_fail():
+def images_that_fail():
     whole = png((64, 64))
     jpeg, gif = io.BytesIO(), io.BytesIO()
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -920,9 +934,9 @@ def pictures_that_fail():
     noise.save(eps, format="EPS")
     return {
         "34 zero bytes": (b"", "it is empty"),
-        "35 text": (b"just a line of text", "not a picture in a format that Pillow knows"),
-        "35 web page": (b"<html>please log in</html>", "not a picture"),
-        "35 LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "not a picture"),
+        "35 text": (b"just a line of text", "not an image in a format that Pillow knows"),
+        "35 web page": (b"<html>please log in</html>", "not an image"),
+        "35 LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "not an image"),
         "35 program": (eps.getvalue(), "EPS files are programs"),
         "36 cut png": (whole[: len(whole) // 2], ""),
         "36 cut jpeg": (jpeg.getvalue()[:2000], "truncated"),
@@ -936,7 +950,7 @@ def pictures_that_fail():
     }
 
 
-FAILING = pictures_that_fail()
+FAILING = images_that_fail()
 TO_TENSOR = ImageTransform(image_size=8)
 
 
@@ -944,7 +958,7 @@ def first_error(dataset, num_workers):
     try:
         list(DataLoader(dataset, batch_size=3, num_workers=num_workers))
     except ImageError as error:
-        # PyTorch raises a worker's error from a frame that keeps the error: a circle, which delays the end of the workers by ten seconds.
+        # PyTorch raises a worker's error from a frame that keeps the error: a circle that delays its end by 10 s.
         error.__traceback__ = None
         return str(error)
     raise AssertionError("a broken file went unnoticed")
@@ -968,7 +982,7 @@ def test_row_34_a_file_that_has_vanished(pets):
     dataset = ImageFolder(pets, TO_TENSOR)
     (pets / "dog" / "2.png").unlink()
     messages = [first_error(dataset, num_workers) for num_workers in (0, 2)]
-    assert messages == [f"no picture file at {pets / 'dog' / '2.png'}"] * 2
+    assert messages == [f"no image file at {pets / 'dog' / '2.png'}"] * 2
     with pytest.raises(FileNotFoundError):
         dataset[6]
 
@@ -1020,12 +1034,12 @@ def test_row_38_symlink_loop(pets, place, leads_to):
     (pets / place).symlink_to(pets / leads_to)
     dataset, said = load(pets)
     assert dataset.classes == ["cat", "dog"] and len(dataset) == 8
-    assert said == [f"{pets}: skipped what is hidden, a link, or no picture: loop/ (1)"]
+    assert said == [f"{pets}: skipped hidden files, links and non-image files: loop/ (1)"]
 
 
 @needs_links
 def test_row_38_links_that_lead_elsewhere(pets, tmp_path):
-    "A class may be kept elsewhere, and so may a picture; a link to itself leads nowhere."
+    "A class may be kept elsewhere, and so may an image; a link to itself leads nowhere."
     (pets / "cat").rename(tmp_path / "cat kept elsewhere")
     (pets / "cat").symlink_to(tmp_path / "cat kept elsewhere")
     (tmp_path / "one.png").write_bytes(png())
@@ -1040,7 +1054,7 @@ def test_row_38_links_that_lead_elsewhere(pets, tmp_path):
 
 
 class Hangs(ImageTransform):
-    "As on a network disk that has gone: for a long time, one picture does not arrive."
+    "As on a network disk that has gone: for a long time, one image does not arrive."
 
     def __call__(self, image):
         if image.width == 7:

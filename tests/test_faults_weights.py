@@ -1,6 +1,7 @@
-"""Faults of model files, by their rows in `faults.md`: killed writes, full disks, flipped bits, foreign, cut and hostile files.
+"""Faults of model files, by the rows of the fault table.
 
-Everything here is deterministic: a process dies at *every* write in turn, or at every so many bytes, not at random moments.
+Killed writes, full disks, flipped bits, foreign, cut and hostile files. Everything is deterministic: a process dies
+at *every* write in turn, or at every so many bytes, not at random moments.
 """
 import errno
 import io
@@ -22,10 +23,11 @@ import pytest
 import torch
 from torch import nn
 
-from pytorch_course.checkpoint_files import get_rng_state, load_checkpoint, save_checkpoint, set_rng_state
+from pytorch_course.checkpoint_files import load_checkpoint, save_checkpoint
 from pytorch_course.images import ImageTransform
 from pytorch_course.model import TinyVGG
 from pytorch_course.save_load import ModelInfo, load_model, save_model
+from pytorch_course.seeds import get_rng_state, set_rng_state
 from pytorch_course.transfer_weights import load_weights
 from pytorch_course.weights_files import ModelFileError, explain_file_errors, read_weights_file, write_weights_file
 
@@ -60,7 +62,10 @@ def same(a, b) -> bool:
 
 
 def in_child(action) -> int:
-    "Run `action` in a forked process; its exit status: 0 it returned, 1 it raised, 9 it was told to die, negative: killed by a signal."
+    """Run `action` in a forked process; its exit status.
+
+    0 it returned, 1 it raised, 9 it was told to die, negative: killed by a signal.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -258,7 +263,7 @@ def samples(folder) -> dict[str, bytes]:
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.rand(4, 3)).sum().backward()
     optimizer.step()
-    paths.append(save_checkpoint(folder / "checkpoint.pth", models=model, optimizers=optimizer, values={"epoch": 3}))
+    paths.append(save_checkpoint(folder / "checkpoint.pth", models=model, optimizers=optimizer, extra={"epoch": 3}))
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -279,10 +284,13 @@ def flipped(path, place):
             put(byte)
 
 
-@pytest.mark.parametrize("name", ["bare.pt", "bare.safetensors", "described.pt", "described.safetensors", "checkpoint.pth"])
+@pytest.mark.parametrize(
+    "name", ["bare.pt", "bare.safetensors", "described.pt", "described.safetensors", "checkpoint.pth"]
+)
 def test_row_03_one_flipped_bit_is_noticed_or_changes_nothing(tmp_path, name):
     good = samples(tmp_path)[name]
-    path, noticed, places = tmp_path / name, 0, random.Random(name).sample(range(8 * len(good)), 600)
+    path, noticed = tmp_path / name, 0
+    places = random.Random(name).sample(range(8 * len(good)), 600)
     truth = read_weights_file(path)
     for place in places:
         try:
@@ -310,7 +318,7 @@ def test_row_03_every_bit_of_every_number(tmp_path, name):
 
 
 def test_row_03_every_bit_of_the_table_of_contents(tmp_path):
-    "A flag there makes PyTorch hand out memory that nobody filled, and the checksum of the zip file is right all the same."
+    "A flag there makes PyTorch hand out memory that nobody filled, and the checksum of the zip file is right."
     path = write_weights_file(tmp_path / "w.pt", {"w": torch.rand(7)})
     good, truth = path.read_bytes(), read_weights_file(path)
     with zipfile.ZipFile(path) as archive:
@@ -326,7 +334,7 @@ def test_row_03_every_bit_of_the_table_of_contents(tmp_path):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_row_03_what_was_compared_is_what_is_used(tmp_path, ending):
-    "Somebody overwrites the file, or empties it, after it has been read; safetensors alone would hand out windows into the file."
+    "Somebody overwrites the file, or empties it, after it has been read; safetensors alone would hand out windows."
     path = write_weights_file(tmp_path / f"weights{ending}", OLD)
     loaded = tensors(path)
     with path.open("r+b") as file:
@@ -393,7 +401,10 @@ def message_of(path, load=None) -> str:
         (b"", "it is empty"),
         (b"<!DOCTYPE html>\n<html><body>404", "it is a web page, so a download went wrong"),
         (b"\n\n  <HTML lang=en>Please log in", "it is a web page, so a download went wrong"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "it is a Git LFS pointer, not the file itself; run 'git lfs pull'"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "it is a Git LFS pointer, not the file itself; run 'git lfs pull'",
+        ),
         (b"\0" * 1000, "it is not a model file, or only the beginning of one"),
         (b"PK\3\4", "it is not a model file, or only the beginning of one"),
     ],
@@ -429,7 +440,8 @@ def test_row_04_a_missing_file_is_missing(tmp_path):
 
 
 def test_row_06_formats_of_others_are_named(tmp_path):
-    old, script, bare = tmp_path / "old.pth", tmp_path / "script.pt", tmp_path / "bare.pt"
+    old, script = tmp_path / "old.pth", tmp_path / "script.pt"
+    bare = tmp_path / "bare.pt"
     torch.save(OLD, old, _use_new_zipfile_serialization=False)
     assert "PyTorch's format of before 2020" in message_of(old)
     with zipfile.ZipFile(script, "w") as archive:
@@ -453,7 +465,10 @@ class Payload:
         return self.call
 
 
-@pytest.mark.parametrize("function", [os.system, os.mkdir, exec, eval, open, Path.touch, shutil.rmtree, getattr, __import__], ids=lambda f: f.__name__)
+HOSTILE = [os.system, os.mkdir, exec, eval, open, Path.touch, shutil.rmtree, getattr, __import__]
+
+
+@pytest.mark.parametrize("function", HOSTILE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("where", ["whole", "value", "key"])
 def test_row_07_hostile_pickle_is_refused_without_advice_to_trust_it(tmp_path, function, where):
     canary = tmp_path / "canary"
@@ -469,7 +484,7 @@ def test_row_07_hostile_pickle_is_refused_without_advice_to_trust_it(tmp_path, f
     bad = Payload(function, *args)
     path = tmp_path / "model.pt"
     torch.save(
-        {"whole": bad, "value": {"format": "pytorch_course model 1", "info": bad}, "key": {"a": OLD, "x": {bad: 1}}}[
+        {"whole": bad, "value": {"format": "pytorch_course model 2", "info": bad}, "key": {"a": OLD, "x": {bad: 1}}}[
             where
         ],
         path,
@@ -505,8 +520,14 @@ def test_row_07_hostile_pickle_is_refused_without_advice_to_trust_it(tmp_path, f
     "error, words",
     [
         (MemoryError(), "there is not enough memory for it"),
-        (RuntimeError("Cannot use ``weights_only=True`` with such files. Set `weights_only` to `False`."), "its instructions are damaged"),
-        (RuntimeError("Expected a record.  (Could this error message be improved?  If so, please report it.)"), "PyTorch cannot read it: Expected a record."),
+        (
+            RuntimeError("Cannot use ``weights_only=True`` with such files. Set `weights_only` to `False`."),
+            "its instructions are damaged",
+        ),
+        (
+            RuntimeError("Expected a record.  (Could this error message be improved?  If so, please report it.)"),
+            "PyTorch cannot read it: Expected a record.",
+        ),
         (AssertionError(), "its instructions are damaged"),
     ],
     ids=["memory", "advice", "report", "assertion"],
@@ -549,7 +570,7 @@ def test_row_08_numpy_numbers_and_random_states_come_back(tmp_path):
         "nested": {"betas": (0.9, 0.999), 3: None},
         "order": OrderedDict(b=1, a=2),
     }
-    path = save_checkpoint(tmp_path / "checkpoint.pt", models=model, values=values)
+    path = save_checkpoint(tmp_path / "checkpoint.pt", models=model, extra=values)
     loaded = load_checkpoint(path, models=model)
     assert loaded == {**values, "shape": (2, 3)} and math.isinf(loaded["best"])
     for name in ("loss", "best"):
@@ -565,7 +586,7 @@ def test_row_08_numpy_numbers_and_random_states_come_back(tmp_path):
         return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()
 
     first = roll()
-    path = save_checkpoint(tmp_path / "again.pt", models=model, values={"state": state})
+    path = save_checkpoint(tmp_path / "again.pt", models=model, extra={"state": state})
     assert roll() != first
     set_rng_state(load_checkpoint(path, models=model, training=False)["state"])
     assert roll() == first
@@ -574,16 +595,19 @@ def test_row_08_numpy_numbers_and_random_states_come_back(tmp_path):
 @pytest.mark.parametrize(
     "values, place",
     [
-        ({"folder": Path("runs")}, r"values\['folder'\] is of type \w*Path"),
-        ({"history": [{"when": {1, 2}}]}, r"values\['history'\]\[0\]\['when'\] is of type set"),
-        ({"scores": np.ones(3)}, r"values\['scores'\] is of type ndarray"),
-        ({"generator": torch.Generator()}, r"values\['generator'\] is of type Generator"),
-        ({"f": len}, r"values\['f'\] is of type builtin"),
-        ({"raw": b"bytes"}, r"values\['raw'\] is of type bytes"),
-        ({("a", Path("b")): 1}, r"a key of values\[1\] is of type \w*Path"),
-        ({"t": torch.ones(2, device="meta")}, r"values\['t'\] is a tensor on the device meta"),
-        ({"t": torch.eye(2).to_sparse()}, r"values\['t'\] is a tensor with the layout torch.sparse_coo; call to_dense\(\)"),
-        ({"dtype": torch.float32}, r"values\['dtype'\] is of type dtype"),
+        ({"folder": Path("runs")}, r"extra\['folder'\] is of type \w*Path"),
+        ({"history": [{"when": {1, 2}}]}, r"extra\['history'\]\[0\]\['when'\] is of type set"),
+        ({"scores": np.ones(3)}, r"extra\['scores'\] is of type ndarray"),
+        ({"generator": torch.Generator()}, r"extra\['generator'\] is of type Generator"),
+        ({"f": len}, r"extra\['f'\] is of type builtin"),
+        ({"raw": b"bytes"}, r"extra\['raw'\] is of type bytes"),
+        ({("a", Path("b")): 1}, r"a key of extra\[1\] is of type \w*Path"),
+        ({"t": torch.ones(2, device="meta")}, r"extra\['t'\] is a tensor on the device meta"),
+        (
+            {"t": torch.eye(2).to_sparse()},
+            r"extra\['t'\] is a tensor with the layout torch.sparse_coo; call to_dense\(\)",
+        ),
+        ({"dtype": torch.float32}, r"extra\['dtype'\] is of type dtype"),
     ],
     ids=lambda case: "" if isinstance(case, str) else "-".join(map(str, case)),
 )
@@ -591,7 +615,7 @@ def test_row_08_anything_else_is_refused_when_saving(tmp_path, values, place):
     path = save_checkpoint(tmp_path / "checkpoint.pt", models=nn.Linear(1, 1))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=place):
-        save_checkpoint(path, models=nn.Linear(1, 1), values=values)
+        save_checkpoint(path, models=nn.Linear(1, 1), extra=values)
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [path.name]
     with pytest.raises(ValueError, match=place.partition("] ")[2] or place.partition("is of")[2]):
         write_weights_file(tmp_path / "other.pt", values)
@@ -662,12 +686,12 @@ def test_row_09_wrong_shapes_name_file_tensor_shapes_and_classes(tmp_path):
         assert part in str(caught.value), part
     assert same(dict(other.state_dict()), kept)
     report = load_weights(other, path, class_names=animals)
-    assert report.wrong_shape == {"classifier.1.weight": ((3, 32), (5, 32)), "classifier.1.bias": ((3,), (5,))}
-    assert "pizza, steak, sushi" in repr(report) and "cat, dog, eel" in report._repr_html_()
+    assert report.mismatched_shapes == {"classifier.1.weight": ((3, 32), (5, 32)), "classifier.1.bias": ((3,), (5,))}
+    assert "pizza, steak, sushi" in repr(report) and "cat, dog, eel" in repr(report)
 
 
 def test_row_09_checkpoints_say_the_same(tmp_path):
-    path = save_checkpoint(tmp_path / "food.pt", models=nn.Linear(4, 3), values={"class_names": CLASSES})
+    path = save_checkpoint(tmp_path / "food.pt", models=nn.Linear(4, 3), extra={"class_names": CLASSES})
     with pytest.raises(ModelFileError) as caught:
         load_checkpoint(path, models=nn.Linear(4, 2), class_names=["cat", "dog"])
     parts = (
@@ -697,7 +721,7 @@ def test_row_09_a_description_that_does_not_fit_its_weights(tmp_path):
     liars = {
         "hidden_units": (info(hidden_units=5), ["conv_block_1.0.weight", "[2, 1, 3, 3]", "[5, 1, 3, 3]"]),
         "outputs": (info(output_shape=4), ["classifier.1.weight", "[3, 32]", "[4, 32]", "pizza, steak, sushi"]),
-        "names": (info(["zero", "one"]), ["gives (1, 3) for one picture", "2 class names: zero, one"]),
+        "names": (info(["zero", "one"]), ["gives (1, 3) for one image", "2 class names: zero, one"]),
         "huge": (info(hidden_units=100_000), ["conv_block_1.0.weight", "[100000, 1, 3, 3]"]),
     }
     for name, (description, parts) in liars.items():

@@ -1,7 +1,8 @@
-"""Thousands of damaged and malicious archives: only our own errors come out, nothing is left behind, nothing is written elsewhere.
+"""Thousands of damaged and malicious archives: only our own errors come out, nothing is left or written elsewhere.
 
-Half of them are whole archives with hostile entries, the other half has been cut, spliced and flipped on top. Every archive follows from its
-number, so a failure can be repeated with `python tests/test_fuzz.py zip 1234`; `FUZZ_ROUNDS` and `FUZZ_SEED` make a longer campaign.
+Half of them are whole archives with hostile entries, the other half has been cut, spliced and flipped on top. Every
+archive follows from its number, so a failure can be repeated with `python tests/test_fuzz.py zip 1234`; `FUZZ_ROUNDS`
+and `FUZZ_SEED` make a longer campaign.
 """
 import gzip
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from pytorch_course.files import MAX_COMPRESSION_RATIO, extract_tar, extract_zip
+from pytorch_course.archives import MAX_COMPRESSION_RATIO, extract_tar, extract_zip
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", 6000))  # of each kind
 SEED = os.environ.get("FUZZ_SEED", "0")
@@ -102,15 +103,9 @@ def zip_entry(random, name, content, offset):
     method = random.choice([0, 8, 8, 8, 8, 8, 8, 12, 14, 9, 99] if random.random() < 0.1 else [0, 8])
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     data = packer.compress(content) + packer.flush() if method == 8 else content
-    crc, packed, size, flags, mode, extra, system = (
-        zlib.crc32(content),
-        len(data),
-        len(content),
-        0x800,
-        stat.S_IFREG | 0o644,
-        b"",
-        3,
-    )
+    crc, flags = zlib.crc32(content), 0x800
+    packed, size = len(data), len(content)
+    mode, extra = stat.S_IFREG | 0o644, b""
     lie = random.random()
     if lie < 0.03:
         crc ^= 1 << random.randrange(32)
@@ -136,7 +131,10 @@ def zip_entry(random, name, content, offset):
     encoded = name.encode("utf-8", "surrogateescape")[:65535]
     local_name = random.choice([encoded, encoded, encoded[::-1]]) if random.random() < 0.05 else encoded
     fields = (flags, method, 0, 0x21, crc, packed, size)
-    clip = lambda number: number & 0xFFFFFFFF
+
+    def clip(number):
+        return number & 0xFFFFFFFF
+
     local = (
         struct.pack("<4s5H3I2H", b"PK\3\4", 20, *fields[:4], *map(clip, fields[4:]), len(local_name), len(extra))
         + local_name
@@ -146,7 +144,7 @@ def zip_entry(random, name, content, offset):
     central = struct.pack(
         "<4s6H3I5H2I",
         b"PK\1\2",
-        system << 8 | 20,
+        3 << 8 | 20,  # made on Unix
         20,
         *fields[:4],
         *map(clip, fields[4:]),
@@ -162,10 +160,12 @@ def zip_entry(random, name, content, offset):
 
 
 def some_zip(random, outside):
-    body, table, count = b"", b"", 0
+    body, table = b"", b""
+    count = 0
     for name in names_once(random, outside, random.randrange(1, 6)):
         local, central = zip_entry(random, name, b"" if name.endswith("/") else some_content(random), len(body))
-        body, table, count = body + local, table + central, count + 1
+        body, table = body + local, table + central
+        count += 1
     end = [0, 0, count, count, len(table), len(body), 0]
     if random.random() < 0.05:
         end[random.randrange(7)] = random.choice(NUMBERS)
@@ -242,11 +242,8 @@ def sealed(block):
 
 def tar_header(random, name, size, kind=tarfile.REGTYPE):
     info = tarfile.TarInfo("x")
-    info.size, info.type, info.linkname = (
-        size,
-        kind,
-        "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else "",
-    )
+    info.size, info.type = size, kind
+    info.linkname = "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     encoded = name.encode("utf-8", "surrogateescape")[:100]
     block[:100] = encoded + bytes(100 - len(encoded))
@@ -371,17 +368,18 @@ class Sandbox:
 
     def __init__(self, folder, kind):
         self.folder, self.kind = folder, kind
-        self.target, self.outside, self.archive = (
-            folder / "inner" / "target",
-            folder / "outside",
-            folder / "inner" / f"archive.{kind}",
-        )
+        self.target, self.archive = folder / "inner" / "target", folder / "inner" / f"archive.{kind}"
+        self.outside = folder / "outside"
         self.target.mkdir(parents=True)
         self.outside.mkdir()
         (self.target / "mine.txt").write_text("mine")
-        (self.target / "canary").symlink_to(self.outside) if os.name == "posix" else (self.target / "canary").mkdir()
+        if os.name == "posix":
+            (self.target / "canary").symlink_to(self.outside)
+        else:
+            (self.target / "canary").mkdir()
         self.archive.touch()
-        self.reasons, self.unpacked, self.slowest = {}, 0, 0.0
+        self.reasons, self.unpacked = {}, 0
+        self.slowest = 0.0
 
     def make(self, number):
         data = some_archive(self.kind, number, self.outside)
@@ -420,7 +418,8 @@ class Sandbox:
             assert sum(size for _, size, _ in new.values()) <= max(1 << 20, MAX_COMPRESSION_RATIO * packed)
             self.unpacked += bool(new)
             for path in sorted(new, reverse=True):
-                os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+                remove = os.rmdir if os.path.isdir(path) else os.unlink
+                remove(path)
         self.slowest = max(self.slowest, time.perf_counter() - start)
 
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pytorch_course.checkpoints import CheckpointError, CheckpointManager, ResumeWarning
 from pytorch_course.checks import TrainingError
-from pytorch_course.training import Callback, Trainer, train
+from pytorch_course.recipes import fit as fit_recipe
+from pytorch_course.trainer import Callback
 from small_training import EPOCHS, STEPS, fit, make_trainer
 
 HERE = Path(__file__).resolve().parent
@@ -78,38 +79,36 @@ def test_row_11_interrupted_again_and_again(uninterrupted, tmp_path):
 def test_row_11_other_chance_at_the_start_makes_no_difference(uninterrupted, tmp_path):
     with pytest.raises(Crash):
         fit(every_step(tmp_path / "run"), extra=[CrashAt(18)])
-    trainer = make_trainer(seed=99)  # other weights
+    make_trainer(seed=99)  # draws other weights
     torch.manual_seed(5)
-    trainer.callbacks[2].make_scheduler(trainer.optimizer)
     assert fit(tmp_path / "run", resume=True) == uninterrupted
 
 
-def test_row_11_function_style(tmp_path):
+def test_row_11_in_one_call(tmp_path):
     data = TensorDataset(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
 
     def run(folder, epochs, **kwargs):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        loaders = DataLoader(data, 8, shuffle=True), DataLoader(data, 8)
-        results = train(
+        trainer = fit_recipe(
             model,
-            *loaders,
-            optimizer,
-            nn.CrossEntropyLoss(),
-            epochs,
-            "cpu",
-            progress=False,
+            DataLoader(data, 8, shuffle=True),
+            DataLoader(data, 8),
+            optimizer=optimizer,
+            epochs=epochs,
             checkpoint_dir=folder,
             seed=1,
+            ignore=("overlap",),
+            progress=False,
             **kwargs,
         )
-        return results, [p.tolist() for p in model.parameters()]
+        return trainer.history, [p.tolist() for p in model.parameters()]
 
     whole = run(tmp_path / "whole", 4)
     assert run(tmp_path / "parts", 2) != whole
     assert run(tmp_path / "parts", 4, resume=True) == whole  # longer than first planned
-    assert list(whole[0]) == ["train_loss", "train_acc", "test_loss", "test_acc"]
+    assert list(whole[0][0]) == ["epoch", "train_loss", "train_acc", "valid_loss", "valid_acc"]
 
 
 def figures_of(*words):
@@ -171,7 +170,7 @@ def test_row_09_other_classes(tmp_path):
     try:
         with pytest.raises(
             ValueError,
-            match=r"step-\d+.pt is from a training on the classes \['low', 'high'\]; the data have \['low', 'tall'\]",
+            match=r"step-\d+.pt is from a run on the classes \['low', 'high'\]; the data have \['low', 'tall'\]",
         ):
             fit(tmp_path / "run", resume=True)
     finally:
@@ -186,7 +185,7 @@ def test_row_10_nan_stops_and_keeps_the_last_finite(tmp_path):
 
     with pytest.raises(TrainingError, match="the loss is nan at step 7"):
         fit(every_step(tmp_path / "run"), extra=[Poison()])
-    path, values = CheckpointManager(tmp_path / "run").newest()
+    path, values = CheckpointManager(tmp_path / "run").latest()
     assert values["steps"] == 6
     content = torch.load(path, weights_only=True)
     assert all(value.isfinite().all() for value in content["models"]["model"].values())
@@ -216,7 +215,8 @@ SCRIPT = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores Ctrl-C otherwise
 from small_training import *
-class Slow(__import__("pytorch_course.training").training.Callback):
+from pytorch_course.trainer import Callback
+class Slow(Callback):
     def after_batch(self, trainer):
         print("step", trainer.steps, flush=True)
         time.sleep(0.02)
@@ -288,14 +288,14 @@ def test_checkpoints_cost_at_most_one_percent_by_default(tmp_path, monkeypatch):
     "With a clock of our own: a step takes 0.1 s, a checkpoint 0.5 s."
     now, spent = [0.0], [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    real = CheckpointManager._check_weights
+    real = CheckpointManager.check_weights
 
     def slow(self, *args):
         now[0] += 0.5
         spent[0] += 0.5
         return real(self, *args)
 
-    monkeypatch.setattr(CheckpointManager, "_check_weights", slow)
+    monkeypatch.setattr(CheckpointManager, "check_weights", slow)
 
     class Clock(Callback):
         def after_batch(self, trainer):
@@ -303,8 +303,15 @@ def test_checkpoints_cost_at_most_one_percent_by_default(tmp_path, monkeypatch):
 
     data = TensorDataset(torch.randn(400, 2), torch.arange(400) % 2)
     model = nn.Linear(2, 2)
-    trainer = Trainer(
-        model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1), callbacks=[Clock()], progress=False
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fit_recipe(
+        model,
+        DataLoader(data, 4, shuffle=True),
+        epochs=100,  # 10,000 steps, 1,000 s
+        optimizer=optimizer,
+        seed=1,
+        checkpoint_dir=tmp_path / "run",
+        callbacks=[Clock()],
+        progress=False,
     )
-    trainer.fit(100, DataLoader(data, 4, shuffle=True), checkpoint_dir=tmp_path / "run")  # 10,000 steps, 1,000 s
     assert 5 <= spent[0] <= 0.01 * now[0] + 1.0  # and the first and the last, which are always made

@@ -11,8 +11,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, WeightedRandomSampler
 
 from pytorch_course.callbacks import BestWeights, LRScheduler
-from pytorch_course.checkpoints import CheckpointManager
-from pytorch_course.training import Callback, Trainer
+from pytorch_course.checkpoints import CheckpointManager, Checkpoints
+from pytorch_course.checks import Checks
+from pytorch_course.performance import ChannelsLast, KeepMemory, MixedPrecision
+from pytorch_course.reproducibility import Reproducible
+from pytorch_course.trainer import Callback, Trainer
+from small_training import find
 
 draw = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 8, generator=draw), torch.randint(3, (48,), generator=draw)
@@ -26,7 +30,7 @@ class Cut(Callback):
 
     def after_batch(self, trainer):
         if trainer.steps == self.at:
-            trainer.keeper.signals.received = 2
+            find(trainer, Checkpoints).request_stop()
 
 
 class MixedIn:
@@ -46,12 +50,12 @@ class Stream(IterableDataset):
         return ((x + 0.1 * torch.randn(8), y) for x, y in zip(X, Y))
 
 
-class OwnDice(Sampler):
+class OwnGenerator(Sampler):
     def __init__(self):
-        self.dice = np.random.default_rng(0)
+        self.generator = np.random.default_rng(0)
 
     def __iter__(self):
-        return iter(self.dice.permutation(48).tolist())
+        return iter(self.generator.permutation(48).tolist())
 
     def __len__(self):
         return 48
@@ -74,12 +78,12 @@ class Unfreeze(Callback):
         trainer.model[0].requires_grad_(False)
 
     def before_epoch(self, trainer):
-        if trainer.epochs_done == 1:
+        if trainer.epoch == 1:
             trainer.model[0].requires_grad_(True)
 
 
 class Remembers(Callback):
-    remembers = ("total",)
+    state_attributes = ("total",)
 
     def before_fit(self, trainer):
         self.total = 0.0
@@ -127,7 +131,7 @@ def net(kind=nn.Sequential):
     return kind(nn.Linear(8, 16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 3))
 
 
-def pictures():
+def convolutions():
     return nn.Sequential(
         nn.Unflatten(1, (2, 2, 2)),
         nn.Conv2d(2, 16, 2, padding=1),
@@ -146,7 +150,7 @@ WAYS = {
     "weighted sampler": {
         "loader": lambda: DataLoader(DATA, 8, sampler=WeightedRandomSampler(torch.arange(1.0, 49), 48))
     },
-    "sampler with its own dice": {"loader": lambda: DataLoader(DATA, 8, sampler=OwnDice())},
+    "sampler with its own generator": {"loader": lambda: DataLoader(DATA, 8, sampler=OwnGenerator())},
     "random collate_fn": {"loader": lambda: shuffled(collate_fn=MixedIn())},
     "tensors with noise": {"loader": lambda: DataLoader(Drawing(X, Y), 8, shuffle=True)},
     "stream": {"loader": lambda: DataLoader(Stream(), 8)},
@@ -154,15 +158,15 @@ WAYS = {
         "loader": lambda: DataLoader(TensorDataset(X.view(6, 8, 8), Y.view(6, 8)), batch_size=None, shuffle=True)
     },
     "list of batches": {"loader": lambda: list(zip(X.split(8), Y.split(8)))},
-    "bfloat16": {"options": {"precision": "bf16"}},
-    "float16 with its scaler": {"options": {"precision": "fp16"}},
-    "channels last": {"model": pictures},
+    "bfloat16": {"callbacks": lambda: [MixedPrecision("bf16")]},
+    "float16 with its scaler": {"callbacks": lambda: [MixedPrecision("fp16")]},
+    "channels last": {"model": convolutions, "callbacks": lambda: [ChannelsLast()]},
     "channels last, bfloat16, fused": {
-        "model": pictures,
-        "options": {"precision": "bf16"},
+        "model": convolutions,
+        "callbacks": lambda: [ChannelsLast(), MixedPrecision("bf16")],
         "optimizer": partial(torch.optim.Adam, lr=0.01, fused=True),
     },
-    "contiguous": {"model": pictures, "options": {"channels_last": False}},
+    "contiguous": {"model": convolutions},
     "plateau and best weights": {
         "callbacks": lambda: [LRScheduler(partial(ReduceLROnPlateau, patience=0)), BestWeights()]
     },
@@ -186,26 +190,25 @@ def trained(
     metrics=lambda: None,
     loss=nn.CrossEntropyLoss,
     model=net,
-    options={},
     optimizer=partial(torch.optim.Adam, lr=0.01),
     **_,
 ):
     torch.manual_seed(1)
     model, loss_fn = model(), loss()
     optimizer = optimizer([*model.parameters(), *loss_fn.parameters()])
-    cutting = [] if cut is None else [Cut(cut)]
-    trainer = Trainer(
-        model,
-        loss_fn,
-        optimizer,
-        metrics(),
-        callbacks=[*callbacks(), *cutting],
-        progress=False,
-        silence=("unshuffled", "overlap", "random_validation"),
-        **options,
-    )
+    everything = [
+        Checks(ignore=("unshuffled", "overlap", "random_validation")),
+        KeepMemory(),
+        Reproducible(7),
+        *callbacks(),
+    ]
+    if cut is not None:
+        everything.append(Cut(cut))
+    if folder is not None:
+        everything.append(Checkpoints(folder, resume))
+    trainer = Trainer(model, loss_fn, optimizer, metrics(), callbacks=everything, progress=False)
     try:
-        trainer.fit(3, loader(), valid(), checkpoint_dir=folder, resume=resume, seed=7)
+        trainer.fit(3, loader(), valid())
     except KeyboardInterrupt:
         assert cut is not None
     else:
@@ -245,23 +248,18 @@ def test_row_14_stopped_while_validating(tmp_path, metrics):
 
         def __getitem__(self, i):
             if i == 20 and self.trainer:
-                self.trainer.keeper.signals.received = 2
+                find(self.trainer, Checkpoints).request_stop()
             return DATA[i]
 
     def run(folder, stop, resume):
         torch.manual_seed(1)
         model, data = net(), Stops()
-        trainer = Trainer(
-            model,
-            nn.CrossEntropyLoss(),
-            torch.optim.Adam(model.parameters()),
-            metrics(),
-            progress=False,
-            silence=("overlap",),
-        )
+        callbacks = [Reproducible(7), Checkpoints(folder, resume)]
+        optimizer = torch.optim.Adam(model.parameters())
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, metrics(), callbacks=callbacks, progress=False)
         data.trainer = trainer if stop else None
         try:
-            trainer.fit(2, shuffled(), DataLoader(data, 16), checkpoint_dir=folder, resume=resume, seed=7)
+            trainer.fit(2, shuffled(), DataLoader(data, 16))
         except KeyboardInterrupt:
             assert stop
         return repr(trainer.history)
@@ -284,7 +282,7 @@ def test_row_17_what_cannot_be_saved_is_found_first(tmp_path):
 
 def test_row_09_other_callbacks_are_named(tmp_path):
     trained(tmp_path / "run", cut=8)
-    with pytest.raises(ValueError, match="was saved with none, now there are Remembers 1"):
+    with pytest.raises(ValueError, match="only there Cut|only here Remembers 1"):
         trained(tmp_path / "run", resume=True, callbacks=lambda: [Remembers()])
 
 
@@ -302,10 +300,15 @@ def test_row_11_other_data_in_the_middle_of_an_epoch(tmp_path):
 
 def test_nothing_to_do_is_said(tmp_path, capsys):
     model = net()
-    trainer = Trainer(model, nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
-    trainer.fit(1, shuffled(), checkpoint_dir=tmp_path, seed=1)
-    trainer.fit(1, shuffled(), checkpoint_dir=tmp_path, resume=True)
-    assert "nothing to do: training ended after 1 epochs" in capsys.readouterr().out
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def run(resume):
+        callbacks = [Reproducible(1), Checkpoints(tmp_path, resume)]
+        Trainer(model, nn.CrossEntropyLoss(), optimizer, callbacks=callbacks).fit(1, shuffled())
+
+    run(resume=False)
+    run(resume=True)
+    assert "nothing to do: the run ended after 1 epochs" in capsys.readouterr().out
 
 
 def test_going_back_behind_a_damaged_checkpoint(tmp_path):
@@ -314,7 +317,7 @@ def test_going_back_behind_a_damaged_checkpoint(tmp_path):
     trained(CheckpointManager(tmp_path / "run", every_steps=3))
     (tmp_path / "run" / "step-00000018.pt").write_bytes(b"x")
     with pytest.warns(UserWarning, match="going back to step-00000015.pt"):
-        trained(CheckpointManager(tmp_path / "run", keep=1, every_steps=100), cut=16, resume=True)
+        trained(CheckpointManager(tmp_path / "run", max_to_keep=1, every_steps=100), cut=16, resume=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000016.pt"]
     assert trained(tmp_path / "run", resume=True) == whole
 
