@@ -46,7 +46,7 @@ def get_data(
     counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
     print(f"{folder}: {counts} in {len(train)} classes")
 
-# %% ../nbs/06_going_modular.ipynb #0b3c262b
+# %% ../nbs/06_going_modular.ipynb #467f9c03
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
@@ -191,7 +191,8 @@ def predict(
     from pytorch_course.save_load import load_model, predict_images
     from pytorch_course.tensors import pick_device
     network, info = load_model(model, pick_device(device))
-    results = predict_images(network, info, images, topk)
+    paths: list[str | Path] = [*images]
+    results = predict_images(network, info, paths, topk)
     if plot:
         _plot_predictions(results, plot)
     if json: return print(json_module.dumps(results, indent=2))
@@ -248,7 +249,7 @@ def doctor(
     from pytorch_course.doctor import diagnose, print_report
     return print_report(diagnose(".", root), json)
 
-# %% ../nbs/06_going_modular.ipynb #45bae3d3
+# %% ../nbs/06_going_modular.ipynb #47982072
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM
