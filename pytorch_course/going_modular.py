@@ -45,10 +45,11 @@ def get_data(
     counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
     print(f"{folder}: {counts} in {len(train)} classes")
 
-# %% ../nbs/06_going_modular.ipynb #74703343
+# %% ../nbs/06_going_modular.ipynb #467f9c03
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
+    runs.choose_model(args.model, 3, 2, args.hidden_units)  # find a wrong name before any data
     train_dir, test_dir, name = runs.find_data(
         args.data, args.train_dir, args.test_dir, args.root, args.resume
     )
@@ -186,7 +187,8 @@ def predict(
     from pytorch_course.save_load import load_model, predict_images
     from pytorch_course.tensors import pick_device
     network, info = load_model(model, pick_device(device))
-    results = predict_images(network, info, images, topk)
+    paths: list[str | Path] = [*images]
+    results = predict_images(network, info, paths, topk)
     if plot:
         _plot_predictions(results, plot)
     if json: return print(json_module.dumps(results, indent=2))
@@ -242,7 +244,7 @@ def doctor(
     from pytorch_course.doctor import diagnose, print_report
     return print_report(diagnose(".", root), json)
 
-# %% ../nbs/06_going_modular.ipynb #079bad9a
+# %% ../nbs/06_going_modular.ipynb #47982072
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM
