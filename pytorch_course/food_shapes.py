@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+# %% ../nbs/2_data/23_food_shapes.ipynb #1f7b15a7
 Rng = np.random.Generator
 Color = tuple[int, int, int]  # red, green, blue from 0 to 255
 Shape = list[tuple[np.ndarray, dict]]  # outlines around the origin, each with arguments of `paint`
 
-# %% ../nbs/2_data/23_food_shapes.ipynb #1f7b15a7
 def noise(rng: Rng, size: int, cells: int) -> np.ndarray:
     "Smooth noise `(size, size)`, about -1 to 1: a random grid of `cells` x `cells`, enlarged."
     grid = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
