@@ -21,7 +21,6 @@ def _require(name: str, value, kind, expected: str):
         raise TypeError(f"{name} is the class {value.__name__}; make an object of it: {value.__name__}(...)")
     if not isinstance(value, kind): raise TypeError(f"{name} must be {expected}, not {_name(value)}")
 
-
 def _name(value) -> str:
     "How a message calls a value."
     return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
@@ -48,7 +47,6 @@ def check_trainer_arguments(model, loss_fn, optimizer, metrics):
         if not hasattr(metric, "compute") or isinstance(metric, type):
             _require(f"metrics[{name!r}]", metric, Callable, "a function or a torchmetrics object")
 
-
 def check_callbacks(
     callbacks: Iterable,  # given by the user
     base: type,  # what each of them must be
@@ -70,7 +68,6 @@ def check_dataloader(
     if isinstance(dataloader, torch.Tensor) or not hasattr(dataloader, "__iter__"):
         raise TypeError(f"{name} must be a DataLoader or an iterable of batches, not {_name(dataloader)}")
 
-
 def check_fit_arguments(optimizer, epochs, train_dataloader, valid_dataloader):
     "Raises `TypeError` or `ValueError` for arguments of `Trainer.fit` that cannot work."
     if optimizer is None: raise ValueError("fit needs an optimizer: Trainer(model, loss_fn, optimizer)")
@@ -81,7 +78,6 @@ def check_fit_arguments(optimizer, epochs, train_dataloader, valid_dataloader):
     check_dataloader("train_dataloader", train_dataloader)
     if valid_dataloader is not None:
         check_dataloader("valid_dataloader", valid_dataloader)
-
 
 def check_in_order(dataloader: Iterable):
     "`check_dataloader`; and warn when it gives its samples in random order."
@@ -104,7 +100,6 @@ def unpack_step(
         raise TypeError(f"step must return {kinds}, not {', '.join(map(_name, parts))}")
     if loss.ndim: raise TypeError(f"the loss must be one number, not a tensor of shape {tuple(loss.shape)}")
     return loss, outputs, numbers or {}
-
 
 def unpack_pair(
     batch,  # what a dataloader gave
@@ -133,7 +128,6 @@ def to_device(
         return type(batch)(to_device(value, device) for value in batch)
     return batch
 
-
 def move_modules(
     holder,  # an object with models and losses as attributes, and perhaps a dictionary `metrics`
     device: torch.device,  # where they are needed
@@ -142,7 +136,6 @@ def move_modules(
     for value in (*vars(holder).values(), *getattr(holder, "metrics", {}).values()):
         if isinstance(value, nn.Module):
             value.to(device)
-
 
 def batch_size(
     batch,  # a tensor, or lists, tuples and dictionaries of them

@@ -22,10 +22,8 @@ from .weights_files import ModelFileError
 class ResumeWarning(UserWarning):
     "The run is resumed, but not exactly as you would expect; the message says why."
 
-
 class CheckpointError(OSError):
     "A checkpoint could not be written; the message says why, and which one is the last good one."
-
 
 @dataclass
 class _CheckpointFolder:

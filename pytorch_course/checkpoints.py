@@ -25,7 +25,6 @@ _all_ = ["CheckpointError", "CheckpointManager", "ResumeWarning"]
 # %% ../nbs/3_training/38_checkpoints.ipynb #5ff56d99
 _STATEFUL = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 
-
 def _collect(trainer) -> dict:
     "All models, optimizers and other objects with a state, by name: arguments for `save_checkpoint`."
     content: dict[str, dict] = {"models": {}, "optimizers": {}, "stateful": {}}
@@ -46,7 +45,6 @@ def _collect(trainer) -> dict:
             content["stateful"][f"{kind} {number}"] = callback
     return content
 
-
 def _refuse_hidden(name: str, values: list | tuple | dict):
     "Raises `ValueError` for models and optimizers that a checkpoint would miss."
     for value in values.values() if isinstance(values, dict) else values:
@@ -54,7 +52,6 @@ def _refuse_hidden(name: str, values: list | tuple | dict):
             kind = type(value).__name__
             advice = "give each one an attribute of its own, or use nn.ModuleList"
             raise ValueError(f"trainer.{name} holds a {kind}, which a checkpoint would miss; {advice}")
-
 
 def _check_state(trainer, found: tuple[Path, dict] | None):
     "Raises `ValueError` for a state that cannot be saved, and for other callbacks than in the checkpoint."
@@ -72,7 +69,6 @@ def _check_state(trainer, found: tuple[Path, dict] | None):
     if saved or new:
         message = f"the callbacks differ from those of {path}"
         raise ValueError(f"{message}: only there {saved or 'none'}, only here {new or 'none'}")
-
 
 def _frozen(models: dict) -> list[str]:
     "Names of the parameters that are not trained."
@@ -94,7 +90,6 @@ def _describe_data(loader) -> dict:
         "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None,
     }
 
-
 def _describe_machine(device: torch.device) -> dict:
     "What the last digits depend on."
     return {
@@ -105,10 +100,8 @@ def _describe_machine(device: torch.device) -> dict:
         "processes": get_world_size(),
     }
 
-
 def _differences(before: dict, now: dict) -> str:
     return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
-
 
 def _compare_facts(path: Path, extra: dict, facts: dict):
     "Raises `ValueError` or warns when the data or the machine are not what they were."

@@ -146,7 +146,6 @@ def update_meter(
             raise ValueError(f"step returned a number called {name!r}, which is the name of the loss or of a metric")
         meter.add_number(name, number, batch_size(batch))
 
-
 class History(Callback):
     "A row per epoch in `trainer.history`, with the means over all samples."
 
@@ -184,7 +183,6 @@ class History(Callback):
             metric = self.trainer.meter.objects[name]
             load = getattr(metric, "load_state_dict", vars(metric).update)
             load(values)
-
 
 def metric_state(metric) -> dict:
     "State of a metric object: torchmetrics keeps it to itself unless it is told to be persistent."

@@ -28,7 +28,6 @@ _WHILE_TRAINING = {_MAPS: 0, _TRIM: 2**31 - 1, _PAD: 64 << 20}  # a number of bl
 _AFTERWARDS = {_MAPS: 65536, _TRIM: 64 << 20, _PAD: 128 << 10, _MAP_FROM: 32 << 20}
 _ACTIVE: list[bool] = []  # blocks of this process; only the outermost changes settings
 
-
 @contextmanager
 def keep_freed_memory() -> Iterator[bool]:
     """Memory that tensors free stays with the program until the block ends; the results are bit-identical.
@@ -51,7 +50,6 @@ def keep_freed_memory() -> Iterator[bool]:
                 set_option(option, value)
             trim(0)
 
-
 class KeepMemory(Callback):
     "`keep_freed_memory` while training."
 
@@ -60,7 +58,6 @@ class KeepMemory(Callback):
 
 # %% ../nbs/3_training/39_performance.ipynb #f3c4ce49
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class MixedPrecision(Callback):
     """Most of the computation in 16 bits, `"bf16"` or `"fp16"`; weights, sums and losses stay in 32.
@@ -220,7 +217,6 @@ def _tensors(batch) -> Iterator[torch.Tensor]:
         for value in batch.values() if isinstance(batch, dict) else batch:
             yield from _tensors(value)
 
-
 def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterator:
     "On a CUDA device: copy each batch on a stream of its own while the one before it is computed with."
     stream = torch.cuda.Stream(device)
@@ -245,7 +241,6 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
         waiting = following
     if waiting:
         yield arrived(*waiting)
-
 
 class PrefetchToDevice(Callback):
     "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."

@@ -90,7 +90,6 @@ def _block(in_channels: int, out_channels: int, pool: bool, **options) -> nn.Seq
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.BatchNorm2d(out_channels), nn.ReLU())
 
-
 class QuickNet(nn.Module):
     """A small fast network for images of at least 32 x 32 pixels: `(N, input_shape, H, W)` in, logits out.
 

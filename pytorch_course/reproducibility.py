@@ -24,7 +24,6 @@ class SeededIndices(list):
 
     seed: int = 0
 
-
 class _SeededDataset(Dataset):
     "A dataset whose samples depend on nothing but the seed and their index, in whatever process."
     def __init__(self, dataset: Dataset):
@@ -59,7 +58,6 @@ class _SeededDataset(Dataset):
             seed_generators(_sample_seed(seed, index))
         return self.dataset[index]
 
-
 def _sample_seed(seed: int, index) -> int:
     number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
     return derive_seed(seed, number)
@@ -75,7 +73,6 @@ class _FixedBatchSampler:
     def __len__(self):
         return len(self.lists)
 
-
 class _WorkerInit:
     "Ignore Ctrl-C, wait five seconds after SIGTERM; then what the user wants at the start of a worker."
     def __init__(self, user_init: Callable | None):
@@ -88,7 +85,6 @@ class _WorkerInit:
         if self.user_init:
             self.user_init(worker)
 
-
 def _seed_attributes(place, seed: int):
     "Seed the generators that a sampler keeps for itself."
     for generator in vars(place).values():
@@ -98,7 +94,6 @@ def _seed_attributes(place, seed: int):
             generator.seed(seed)
         elif isinstance(generator, np.random.Generator):
             generator.bit_generator.state = type(generator.bit_generator)(seed).state
-
 
 def _seed_samplers(loader, seed: int, epoch: int):
     "Seed the global generators, and those of the samplers of a loader."
@@ -110,12 +105,10 @@ def _seed_samplers(loader, seed: int, epoch: int):
         if hasattr(place, "set_epoch"):
             place.set_epoch(epoch)  # type: ignore
 
-
 _ORDER, _SAMPLES = 1, 2  # purposes: the same numbers must not give the same draws for both
 
 # %% ../nbs/3_training/34_reproducibility.ipynb #0db88b1d
 _SAME = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context")
-
 
 def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> DataLoader:
     "The same loader, but for the batch sampler and the seeds. Workers get a time-out of 120 s if they have none."
@@ -184,7 +177,6 @@ class SeededDataLoader:
 
 # %% ../nbs/3_training/34_reproducibility.ipynb #2e748b22
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
-
 
 class Reproducible(Callback):
     "Everything random in a run is a function of the seed and of counters: epoch, sample index, step."

@@ -67,14 +67,12 @@ def find_text_files(
         labels += [index] * len(names)
     return paths, labels
 
-
 def read_text(path: str | Path) -> str:
     "Content of a UTF-8 text file. Raises `ValueError` with the file's name when it is something else."
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {path}: not UTF-8 text (byte {error.start})") from None
-
 
 def read_text_folder(
     folder: str | Path,  # as for `find_text_files`
@@ -88,20 +86,17 @@ def read_text_folder(
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")  # letters and digits of any language; apostrophes only inside
 
-
 def clean_text(
     text: str,  # as it was written
 ) -> str:  # without tags, `&amp;` and the like decoded, straight apostrophes, lower case
     "Undo what only the web page needed."
     return html.unescape(_TAG.sub(" ", text)).replace("\u2019", "'").lower()
 
-
 def tokenize(
     text: str,  # as it was written; it is cleaned first
 ) -> list[str]:  # lower-case words in order; none of them empty
     "Split a text into words; everything that is not part of a word separates."
     return _WORD.findall(clean_text(text))
-
 
 def count_words(
     texts: Iterable[str],  # texts as they were written
@@ -225,7 +220,6 @@ def _start_small(weight: torch.Tensor, padding_idx: int):
     "Small random rows; unknown words and padding start, and padding stays, at zero: they say nothing."
     nn.init.normal_(weight, std=0.1)
     weight[[Vocabulary.unknown, padding_idx]] = 0
-
 
 class BagOfWordsClassifier(nn.Module):
     "The mean of the words' embeddings, then a linear layer: `X (N, L)` of word indices to logits `(N, output_shape)`."

@@ -114,7 +114,6 @@ class _Evaluation(_Steps):
             step = self.around("step", self.predict_step)
             return join_outputs([step(batch) for batch in self.around("batches", self.batches)(dataloader)])
 
-
 def join_outputs(outputs: list) -> torch.Tensor:
     "One tensor in float32 or a wider type. Raises `TypeError` for outputs that are no tensors."
     for output in outputs:
@@ -202,7 +201,6 @@ def copy_trainer(
     twin.callbacks = sorted(callbacks, key=lambda callback: callback.order)
     twin.history = []
     return twin
-
 
 def overfit_one_batch(
     trainer: Trainer,  # stays as it is; its callbacks are not called

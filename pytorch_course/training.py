@@ -51,7 +51,6 @@ def mean_absolute_error(
     if predictions.shape == y.shape: return (predictions - y).abs().mean()
     raise ValueError(f"predictions {shapes} must have the same shape")
 
-
 @dataclass(frozen=True)
 class TopKAccuracy:
     "Share of samples whose class has one of the `k` highest scores."
@@ -67,7 +66,6 @@ def is_class_loss(loss_fn: Callable | None) -> bool:
     "Whether the labels of this loss are classes: cross entropy and negative log-likelihood."
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)): return True
     return loss_fn in (F.cross_entropy, F.nll_loss)
-
 
 def default_metrics(
     loss_fn: Callable,  # decides what makes sense
@@ -105,20 +103,17 @@ def _join(batches: list[tuple]) -> list[tuple]:
     outputs, targets = zip(*batches)
     return [(torch.cat(outputs), torch.cat(targets))]
 
-
 def _drop_ignored(loss_fn: Callable | None, outputs: torch.Tensor, targets: torch.Tensor) -> tuple:
     "Outputs and targets without those that the loss ignores."
     counted = targets != getattr(loss_fn, "ignore_index", -100)
     if counted.all(): return outputs, targets
     return outputs.movedim(1, -1)[counted], targets[counted]
 
-
 def _scalar(name: str, value) -> torch.Tensor:
     "The value of a metric as a tensor `()`. Raises `ValueError` when it is more than one number."
     value = torch.as_tensor(value, dtype=torch.float32)
     if value.ndim == 0: return value
     raise ValueError(f"{name!r} must be one number for a batch, not a tensor {tuple(value.shape)}")
-
 
 def _weighted_mean(values: list, weights: list) -> float:
     "Mean on the CPU, in float64."

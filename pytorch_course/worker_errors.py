@@ -16,7 +16,6 @@ from .hooks import Callback
 class DataLoaderWorkerError(RuntimeError):
     "A worker process of a dataloader has died, or does not answer; the message says what to do."
 
-
 _FEWER = "use fewer workers (num_workers=0 needs none)"
 _DIED = f"a worker process has died, most often because memory ran out: {_FEWER} or smaller batches"
 _WORKER_ERRORS = {  # what PyTorch's messages contain -> what it means and what to do
@@ -28,7 +27,6 @@ _WORKER_ERRORS = {  # what PyTorch's messages contain -> what it means and what 
     f"raise the limit (ulimit -n 4096) or {_FEWER}",
     r"killed by signal|exited unexpectedly": _DIED,
 }
-
 
 @contextmanager
 def explain_worker_errors() -> Iterator[None]:
@@ -47,7 +45,6 @@ def explain_worker_errors() -> Iterator[None]:
                 said = message.splitlines()[0].strip()
                 raise DataLoaderWorkerError(f"{advice} (PyTorch said: {said})") from error
         raise
-
 
 class ExplainWorkerErrors(Callback):
     "`explain_worker_errors` for the dataloaders of a trainer."
