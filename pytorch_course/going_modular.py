@@ -29,7 +29,6 @@ def _count_files(split: Path) -> dict[str, int]:
             raise ValueError(f"no files in {split/name}; remove the folder or fill it")
     return counts
 
-
 def get_data(
     name: str,  # name of a data set, or a folder or zip file of your own
     root: str = "data",  # folder for data sets
@@ -85,7 +84,6 @@ def _print_performance(args: SimpleNamespace, dataloaders: list):
 
     return PrintPerformance()
 
-
 def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, model):
     "What is trained on what, in three lines."
     from pytorch_course.model import count_parameters
@@ -96,7 +94,6 @@ def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, m
     parameters = f"{count_parameters(model):,} parameters"
     print(f"model   {type(model).__name__}, {parameters}, images {size} x {size}")
     print(f"device  {args.device}, seed {args.seed}")
-
 
 def _print_result(folder: Path, accuracy: float, test_set):
     "How good it is, where it is, and what to do next."
@@ -178,7 +175,6 @@ def _plot_predictions(results: list[dict], path: str):
     images = [open_image(result["path"]) for result in results]
     plot_images(images, titles, size=2).savefig(path, dpi=150)
 
-
 def predict(
     model: str,  # model.pt as saved by train, or the run's folder
     images: list[str],  # image files of any size and kind
@@ -239,7 +235,6 @@ def scaffold(
     from pytorch_course import scaffold as scripts
     print(*scripts.scaffold(directory), sep="\n")
     print(f"next: {shlex.join(['cd', directory])} && python get_data.py && python train.py")
-
 
 def doctor(
     root: str = "data",  # folder for data sets

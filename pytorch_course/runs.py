@@ -30,7 +30,6 @@ def _new_path(out: str | None, name: str) -> Path:
     candidates = (Path("runs")/(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(path for path in candidates if not path.exists())
 
-
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     "Make a folder and write to it; when the block fails before there is a checkpoint, remove it again."
@@ -67,7 +66,6 @@ def make_config(
     versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return {**settings, "device": device, "name": name, **folders, "versions": versions}
 
-
 def write_config(
     folder: Path,  # of the run
     config: dict,  # what `make_config` returned
@@ -77,7 +75,6 @@ def write_config(
 
     with atomic_write(folder/"config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
 
 def read_config(
     folder: str | Path,  # of a run
@@ -93,7 +90,6 @@ def read_config(
 # %% ../nbs/4_tools/50_runs.ipynb #68fb528a
 CHANGEABLE = ("epochs", "num_workers", "no_cache", "device")  # settings that may be given anew when a run is resumed
 
-
 def _resumed_settings(given: dict, names: list[str]) -> dict:
     "The saved settings, completed by those that were given. Raises `ValueError` for those that cannot change."
     folder = Path(given["resume"])
@@ -106,7 +102,6 @@ def _resumed_settings(given: dict, names: list[str]) -> dict:
     if (folder/"model.pt").exists() and not any(folder.glob("checkpoints/*.pt")):
         raise ValueError(f"{folder} is a finished run without checkpoints, so it cannot be resumed; train anew")
     return {name: saved.get(name) for name in names} | given
-
 
 def resumable(
     train: Callable,  # all its parameters have names; one of them is `resume`, the folder of a run or `None`
@@ -194,7 +189,6 @@ def history_table(
     import pandas as pd
 
     return pd.DataFrame(history).rename(columns=lambda name: name.replace("valid_", "test_"))
-
 
 def save_run(
     folder: Path,  # of the run

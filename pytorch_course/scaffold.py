@@ -18,11 +18,9 @@ from . import __version__
 _NAMES = {"data": "data_setup", "model": "model_builder", "training": "engine"}  # other modules keep theirs
 _IMPORT = re.compile(r"^( *)from (?:\.|pytorch_course\.)(\w+) import", re.MULTILINE)
 
-
 def _read(module: str) -> str:
     "The text of a module of this package; nothing is imported."
     return files("pytorch_course").joinpath(f"{module}.py").read_text(encoding="utf-8")
-
 
 def _as_script(text: str) -> str:
     "A module of this package as a file that stands alone."
@@ -32,7 +30,6 @@ def _as_script(text: str) -> str:
 
 # %% ../nbs/4_tools/51_scaffold.ipynb #a7cb5ba2
 _WANTED = ["data", "model", "training", "tensors", "save_load", "food_shapes"]
-
 
 def _modules() -> dict[str, str]:
     "The modules that the programs need, directly or not: file name -> text."
@@ -51,7 +48,6 @@ def _templates() -> dict[str, str]:
     folder = files("pytorch_course").joinpath("templates")
     names = ["README.md", "get_data.py", "train.py", "predict.py", "utils.py"]
     return {name: folder.joinpath(name).read_text(encoding="utf-8") for name in names}
-
 
 def _requirements() -> str:
     "What to install for the scripts, with the bounds that this package has."
@@ -74,7 +70,6 @@ def _write_all(texts: dict[str, str], target: Path):
                 path.replace(target/path.name)
         else:
             complete.rename(target)
-
 
 def scaffold(
     directory: str | Path,  # new or empty folder
