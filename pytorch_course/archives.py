@@ -9,16 +9,13 @@ __all__ = ['MAX_MEMBERS', 'MAX_UNPACKED_BYTES', 'MAX_COMPRESSION_RATIO', 'Archiv
 import errno
 import gzip
 import io
-import lzma
 import os
 import re
 import shutil
 import stat
-import struct
 import tarfile
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -32,10 +29,8 @@ MAX_MEMBERS = 2_000_000  # files and folders in an archive
 MAX_UNPACKED_BYTES = 50 << 30
 MAX_COMPRESSION_RATIO = 200  # unpacked bytes per packed byte
 
-
 class ArchiveError(ValueError):
     "An archive that is refused; the message names it and says why."
-
 
 class _Member(NamedTuple):
     "One entry of an archive, of either kind."
@@ -46,7 +41,6 @@ class _Member(NamedTuple):
     problem: str  # why this kind of entry is refused; "" when it is not
     entry: Any  # what `zipfile` or `tarfile` knows it by
 
-
 def _checked_name(name: str) -> str:
     "The name in its shortest form. Raises `ArchiveError` when it leads out of the folder on any system."
     if len(name) > 1000: raise ArchiveError(f"a file has a name of {len(name):,} characters")
@@ -55,25 +49,21 @@ def _checked_name(name: str) -> str:
         raise ArchiveError(f"{name!r} points outside the archive")
     return str(path)
 
-
 def _case_folded(name: str) -> str:
     "The same text for all names that are one file on Windows or macOS: case, accents, dots and spaces at the end."
     name = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).lower())
     return re.sub("[. ]+(?=/|$)", "", name)
 
-
 def _reserve_path(reserved: dict[str, tuple[str, bool]], name: str, is_folder: bool):
     "Note where a member and the folders above it go. Raises `ArchiveError` when that place is taken."
     while name not in ("", "."):
         key = _case_folded(name)
-        if key in reserved:
-            other, other_is_folder = reserved[key]
-            if other != name: raise ArchiveError(f"{other!a} and {name!a} are the same name on some systems")
-            if not (is_folder and other_is_folder): raise ArchiveError(f"two files have the same name, {name!r}")
-            return  # a known folder; those above it are known as well
+        other, was_folder = reserved.get(key, (name, True))
+        if other != name: raise ArchiveError(f"{other!a} and {name!a} are the same name on some systems")
+        if key in reserved and not (is_folder and was_folder):
+            raise ArchiveError(f"two files have the same name, {name!r}")
         reserved[key] = name, is_folder
         name, is_folder = name.rpartition("/")[0], True
-
 
 def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> list[_Member]:
     "All members, each one checked before the next is looked at. Raises `ArchiveError`."
@@ -82,7 +72,6 @@ def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> lis
     for member in members:
         name, unpacked = _checked_name(member.name), member.total
         if member.problem: raise ArchiveError(f"{name!r} {member.problem}")
-        if name == "." and not member.is_folder: raise ArchiveError("a file without a name")
         _reserve_path(reserved, name, member.is_folder)
         checked.append(member._replace(name=name))
         if len(checked) > MAX_MEMBERS: raise ArchiveError(f"more than {MAX_MEMBERS:,} files")
@@ -93,9 +82,9 @@ def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> lis
     return checked
 
 # %% ../nbs/2_data/21_archives.ipynb #6328a6d4
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error,
-            EOFError, OverflowError, NotImplementedError, RecursionError)
-
+def _is_disk_error(error: Exception) -> bool:
+    "Trouble with the disk has a number other than EINVAL; decoders raise what they like, also for a position below 0."
+    return getattr(error, "errno", None) not in (None, errno.EINVAL)
 
 def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: Path, description: str):
     "Write all files and folders below an empty folder."
@@ -107,21 +96,17 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
             with open_member(member.entry) as source, target.open("xb") as file:  # x: fail if it exists, even as a link
                 shutil.copyfileobj(source, file, 1 << 16)
                 if file.tell() != member.size: raise EOFError(f"{file.tell():,} bytes instead of {member.size:,}")
-        except _DAMAGED as error:
+        except Exception as error:
+            if _is_disk_error(error): raise
             raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
-
-
-def _is_wanted(name: str, wanted: Callable[[str], bool] | None) -> bool:
-    "Hidden files and `__MACOSX` never are."
-    parts = [part for part in name.split("/") if part != "."]
-    if any(part == "__MACOSX" or part.startswith(".") for part in parts): return False
-    return wanted is None or wanted(name)
-
 
 def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
     "Check all members, then unpack those that are wanted, and move them into the folder together."
-    checked = _check_members(members, path.stat().st_size, folder)
-    chosen = [member for member in checked if _is_wanted(member.name, wanted)]
+    chosen = []
+    for member in _check_members(members, path.stat().st_size, folder):
+        clutter = any(part == "__MACOSX" or part.startswith(".") for part in Path(member.name).parts)
+        if not clutter and (wanted is None or wanted(member.name)):
+            chosen.append(member)
     for top in {folder/member.name.partition("/")[0] for member in chosen} - {folder}:
         if os.path.lexists(top):
             raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
@@ -136,20 +121,16 @@ def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path
                 entry.rename(fresh/entry.name)
             raise
 
-
 @contextmanager
 def _explain_errors(path: Path) -> Iterator[None]:
     "Turn whatever goes wrong into one `ArchiveError`, or `OSError` for trouble with the disk, that names the file."
     if not path.is_file(): raise FileNotFoundError(f"no archive at {path}")
     try:
         yield
-    except ArchiveError as error:
-        raise ArchiveError(f"cannot unpack {path}: {error}") from error
-    except (ValueError, OSError, *_DAMAGED) as error:
-        # Decoders raise what they like. A real error of the disk has a number other than EINVAL (a negative position).
-        if getattr(error, "errno", None) not in (None, errno.EINVAL):
-            raise OSError(f"cannot unpack {path}: {error}") from error
-        raise ArchiveError(f"cannot unpack {path}: damaged, or another kind of file ({error})") from error
+    except Exception as error:
+        if _is_disk_error(error): raise OSError(f"cannot unpack {path}: {error}") from error
+        reason = error if isinstance(error, ArchiveError) else f"damaged, or another kind of file ({error})"
+        raise ArchiveError(f"cannot unpack {path}: {reason}") from error
 
 # %% ../nbs/2_data/21_archives.ipynb #d0bdb6ed
 def _zip_problem(member: zipfile.ZipInfo) -> str:
@@ -160,14 +141,12 @@ def _zip_problem(member: zipfile.ZipInfo) -> str:
     if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2): return ""
     return f"is packed in a rare way (method {member.compress_type}); unpack it with another program and zip it again"
 
-
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     total = 0
     for member in archive.infolist():
         total += member.file_size
         is_folder = member.filename.endswith(("/", "\\"))
         yield _Member(member.orig_filename, is_folder, member.file_size, total, _zip_problem(member), member)
-
 
 def extract_zip(
     path: str | Path,  # zip file
@@ -176,8 +155,7 @@ def extract_zip(
 ):
     """Unpack a zip file after checking every member, all of it or nothing; without hidden files and `__MACOSX`.
 
-    Raises `ArchiveError`, a `ValueError`, also for an entry that exists in `folder` already, and `OSError` when the
-    disk fails; both name the archive.
+    Raises `ArchiveError`, also when an entry exists already, and `OSError` when the disk fails; both name the archive.
     """
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), zipfile.ZipFile(path) as archive:
@@ -195,7 +173,6 @@ class _BoundedGzip(gzip.GzipFile):
         self.last = super().read(size)
         return self.last
 
-
 def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Member]:
     "All members. Raises `ArchiveError` when something other than the end follows the last one."
     for member in archive:
@@ -209,17 +186,12 @@ def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Me
         zeros += len(stream.last)  # gzip compares its checksum
     if stream.last: raise ArchiveError("damaged content (something follows the last file)")
 
-
 def extract_tar(
     path: str | Path,  # `.tar.gz` file
     folder: str | Path,  # folder to unpack into; made if it is missing
     wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
 ):
-    """Unpack a `.tar.gz` file after checking every member, all of it or nothing; without hidden files and `__MACOSX`.
-
-    Raises `ArchiveError`, a `ValueError`, also for an entry that exists in `folder` already, and `OSError` when the
-    disk fails; both name the archive.
-    """
+    "Unpack a `.tar.gz` file in the same way as `extract_zip`, and raise the same errors."
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), _BoundedGzip(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         _extract(_tar_members(archive, stream), archive.extractfile, path, folder, wanted)

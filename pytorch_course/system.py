@@ -28,11 +28,9 @@ def _cgroup_files(controller: str, name: str) -> Iterator[Path]:
             if folder.is_relative_to(root) and (folder/name).is_file():
                 yield folder/name
 
-
 def _whole_numbers(path: Path) -> list[int]:
     "The whole numbers in a file; `max`, for no limit, and -1 are none."
     return [int(word) for word in path.read_text(encoding="utf-8").split() if word.isdigit()]
-
 
 def cpu_count() -> int:  # at least 1
     "How many cores this process may use: of the machine, of its affinity, and of the containers around it."
@@ -57,12 +55,8 @@ def _memory_in_cgroups() -> Iterator[int]:
                 taken = _whole_numbers(path.with_name(used))[0] - int(cached[1] if cached else 0)
                 yield max(0, bound - taken)
 
-
 def available_memory() -> int:  # bytes
-    """How much memory this program may still take without swapping.
-
-    Where the system does not say: half of what is built in (macOS), or 4 GiB (Windows).
-    """
+    "Memory that this program may still take; where the system does not say: half of it (macOS) or 4 GiB (Windows)."
     known = Path("/proc/meminfo")
     if known.is_file():
         found = re.search(r"MemAvailable:\s+(\d+) kB", known.read_text(encoding="utf-8"))
@@ -70,9 +64,8 @@ def available_memory() -> int:  # bytes
         with suppress(OSError, IndexError):
             available = min([available, *_memory_in_cgroups()])
         return available
-    with suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 4 << 30
+    if not hasattr(os, "sysconf"): return 4 << 30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 # %% ../nbs/1_basics/11_system.ipynb #6426ad5c
 def free_disk_space(
@@ -99,12 +92,9 @@ def suggest_num_workers(
 def get_rank() -> int:  # 0 when this process trains alone
     "Index of this process among those that train together."
     import torch.distributed as dist  # here, so that importing this module stays fast
-
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
 
 def get_world_size() -> int:  # 1 when this process trains alone
     "How many processes train together."
     import torch.distributed as dist
-
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
