@@ -19,12 +19,10 @@ from .weights_files import ModelFileError, explain_file_errors, read_weights_fil
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #db7d556a
 CHECKPOINT_FORMAT = "pytorch_course checkpoint 2"
 
-
 def _named(objects, kind: str) -> dict:
     "Objects by name; a single model is called `model`, a single optimizer `optimizer`, and so on."
     if objects is None: return {}
     return dict(objects) if isinstance(objects, Mapping) else {kind.removesuffix("s"): objects}
-
 
 def save_checkpoint(
     path: str | Path,  # file ending in `.pt` or `.pth`; its folder is made if it is missing
@@ -66,7 +64,6 @@ def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
         raise ModelFileError(advice)
     return [(name, thing, saved[name]) for name, thing in given.items()]
 
-
 def _check_class(name: str, thing, saved: dict):
     "Raises `ModelFileError` when an optimizer or another stateful object is not what was saved."
     if type(thing).__name__ != saved["class"]:
@@ -95,7 +92,6 @@ def _fill_all(to_fill: list[tuple], rng_state: dict | None):
         if not isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)): raise
         reason = f"{name} does not take its state back ({type(error).__name__}: {error}); nothing was changed"
         raise ModelFileError(reason) from error
-
 
 def load_checkpoint(
     path: str | Path,  # made by `save_checkpoint`

@@ -43,10 +43,8 @@ CHECKS = {
     "non_finite": "NaN or infinity in the loss",
 }
 
-
 class TrainingError(ValueError):
     "Something that cannot be trained as it is; the message says why and what to do."
-
 
 class TrainingWarning(UserWarning):
     "Something that trains, but most likely not as intended."
@@ -73,7 +71,6 @@ class CheckReport:
             frame, level = frame.f_back, level + 1
         warnings.warn(f'{message}. To accept it: ignore=("{name}",)', TrainingWarning, stacklevel=level)
 
-
 def shorten_list(names: Sequence[str], at_most: int = 3) -> str:
     "The first names, and how many more there are."
     more = len(names) - at_most
@@ -90,7 +87,6 @@ def _per_sample(dataset, describe: Callable) -> list | None:
         return None if None in parts else [entry for part in parts for entry in part or ()]
     return describe(dataset)
 
-
 def _known_targets(dataset) -> list | None:
     "Class indices, without loading a sample."
     targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
@@ -99,7 +95,6 @@ def _known_targets(dataset) -> list | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     return None if targets.ndim != 1 or targets.is_floating_point() else targets.tolist()
-
 
 def _check_order(dataloader: DataLoader, report: CheckReport):
     sampler = getattr(dataloader.batch_sampler, "sampler", dataloader.sampler)
@@ -122,7 +117,6 @@ def _random_transforms(transform) -> Iterator[str]:
     for step in getattr(transform, "transforms", None) or children:
         yield from _random_transforms(step)
 
-
 def _comparable(sample):
     "What can be compared of a sample: tensors, arrays, images, numbers and strings by value; other objects are `None`."
     if isinstance(sample, dict): return {name: _comparable(part) for name, part in sample.items()}
@@ -132,7 +126,6 @@ def _comparable(sample):
     if to_bytes: return to_bytes()
     return repr(sample) if isinstance(sample, (int, float, str)) else None
 
-
 def _is_random(dataset) -> bool:
     "Do the first samples differ from one read to the next?"
     with preserve_rng_state():
@@ -140,7 +133,6 @@ def _is_random(dataset) -> bool:
             return any(_comparable(dataset[i]) != _comparable(dataset[i]) for i in range(min(4, len(dataset))))
         except Exception:  # samples with names instead of indices; or the loader will meet this error, and report it
             return False
-
 
 def _check_random(dataloader: DataLoader, report: CheckReport):
     evidence, transforms = "", find_attributes(dataloader.dataset, "transform")
@@ -164,7 +156,6 @@ def _sample_ids(dataset) -> list:
             return [str(sample) for sample in samples]
     base = id(dataset.tensors[0]) if isinstance(dataset, TensorDataset) else id(dataset)
     return [(base, i) for i in range(len(dataset))]
-
 
 def _check_overlap(train_dataset, valid_dataset, report: CheckReport):
     known = set(_per_sample(train_dataset, _sample_ids) or ())
@@ -191,7 +182,6 @@ def check_num_classes(
 def _is_indexed(dataloader) -> TypeGuard[DataLoader]:
     if not isinstance(dataloader, DataLoader): return False
     return hasattr(dataloader.dataset, "__len__") and not isinstance(dataloader.dataset, IterableDataset)
-
 
 def check_dataloaders(
     train_dataloader: Iterable,  # what is trained on

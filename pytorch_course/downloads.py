@@ -59,13 +59,16 @@ class RemoteFile:
 def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout: tuple[float, float]):
     "Write the answer to `path`; HTTPS only, also after a redirect. Plain HTTP just from this machine itself."
     import requests  # only when something is downloaded: many programs never do
+    from requests.adapters import HTTPAdapter
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
 
     too_long = DownloadError(f"the server sends more than {remote.max_bytes:,} bytes")
     with requests.Session() as session:
-        plain_http, parsed = session.adapters.pop("http://"), parse_url(url)
+        session.adapters.clear()
+        session.mount("https://", HTTPAdapter())
+        parsed = parse_url(url)
         if parsed.scheme == "http" and parsed.host in ("127.0.0.1", "localhost"):
-            session.mount(f"http://{parsed.netloc}/", plain_http)
+            session.mount(f"http://{parsed.netloc}/", HTTPAdapter())
         session.headers["Accept-Encoding"] = "identity"  # the length and the bytes of the file as it is
         try:
             response = session.get(url, stream=True, timeout=timeout)

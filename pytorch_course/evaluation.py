@@ -31,7 +31,6 @@ def _checked_class_indices(y: torch.Tensor, predicted: torch.Tensor, num_classes
     if len(y) != len(predicted): raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
     return [y.cpu().numpy(), predicted.cpu().numpy()]
 
-
 def confusion_matrix(
     y: torch.Tensor,  # true class indices `(N,)`, of an integer type
     predicted: torch.Tensor,  # predicted class indices `(N,)`, for example `logits.argmax(dim=1)`
@@ -76,7 +75,6 @@ def _check_complete_and_in_order(dataloader, allow_shuffled: bool):
         f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be in the order of the "
         "data set; make it with shuffle=False, or pass allow_shuffled=True if only pairs of prediction and y matter"
     )
-
 
 def predict(
     model: nn.Module,  # used in evaluation mode; afterward it is in its own mode again
@@ -204,7 +202,6 @@ class EvaluationResult:
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         table = self.report.reset_index().to_string(index=False, na_rep="-", float_format="{:.3f}".format)
         return f"accuracy {self.accuracy:.1%} ({right:,} of {len(self.y):,} right){loss}\n{table}"
-
 
 def evaluate_model(
     model: nn.Module,  # gives logits `(N, C)`

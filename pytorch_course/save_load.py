@@ -45,7 +45,6 @@ class ModelInfo:
 # %% ../nbs/05_save_load.ipynb #61c94e32
 _FORMAT = "pytorch_course model 2"
 
-
 def save_model(
     model: nn.Module,  # its `state_dict` is saved
     target_dir: str | Path,  # folder, made if it is missing

@@ -67,7 +67,6 @@ def _strip_prefixes(names) -> dict[str, str]:
         bare = {name: short.removeprefix("module.") for name, short in bare.items()}
     return bare
 
-
 def _renamed(name: str, rename: dict[str, str] | Callable[[str], str] | None) -> str:
     "The name after renaming; of several prefixes that fit, the longest counts."
     if callable(rename): return rename(name)
@@ -75,7 +74,6 @@ def _renamed(name: str, rename: dict[str, str] | Callable[[str], str] | None) ->
     if not rename or not prefixes: return name
     prefix = max(prefixes, key=len)
     return rename[prefix] + name.removeprefix(prefix)
-
 
 def match_state_dict(
     model: nn.Module,  # not changed
@@ -122,14 +120,12 @@ def _find_weights(content: Mapping, name: str | None) -> dict[str, torch.Tensor]
     weights = {key: value for key, value in weights.items() if isinstance(key, str)}
     return {key: value for key, value in weights.items() if torch.is_tensor(value) or key.endswith("_extra_state")}
 
-
 def _find_class_names(content: Mapping) -> list[str] | None:
     "What the outputs mean, if the file says so."
     for place in (content.get("info"), content.get("extra"), content):
         if isinstance(place, Mapping) and isinstance(place.get("class_names"), list):
             return place["class_names"]
     return None
-
 
 def load_weights(
     model: nn.Module,  # filled in place, on whatever device it is

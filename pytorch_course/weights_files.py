@@ -27,12 +27,10 @@ from .files import atomic_write
 class ModelFileError(ValueError):
     "A file that is not a usable model; the message names it and says what it is."
 
-
 _UNUSABLE = (  # what decoders raise on damaged bytes, and what their content can lead to
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
 )
-
 
 @contextmanager
 def explain_file_errors(
@@ -53,7 +51,6 @@ def _unsupported_reason(tensor: torch.Tensor) -> str | None:
     if tensor.is_meta: return "a tensor on the device meta, which has a shape and no content"
     if tensor.layout == torch.strided: return None
     return f"a tensor with the layout {tensor.layout}; call to_dense()"
-
 
 def to_plain_values(
     value,  # anything
@@ -86,7 +83,6 @@ def to_plain_values(
 # %% ../nbs/3_training/35_weights_files.ipynb #8c571480
 _BARE_FORMAT = "pytorch_course weights 1"  # in the header of a `.safetensors` file without another `format`
 
-
 def _sha256(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
     "One number for all that a `.safetensors` file says: names, types, shapes, tensors, and the text in its header."
     text = sorted((key, value) for key, value in metadata.items() if key != "sha256")
@@ -96,7 +92,6 @@ def _sha256(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
 
 def _save_safetensors(weights: Mapping, metadata: Mapping[str, str], path: Path):
     "Write tensors with their checksum; two names for the same memory are written twice."
@@ -126,13 +121,11 @@ def _explain_write_errors(path: Path, size: int) -> Iterator[None]:
         failed.errno = number
         raise failed from error
 
-
 def _count_bytes(value) -> int:
     "How many bytes the tensors take."
     if isinstance(value, torch.Tensor): return value.nbytes
     if isinstance(value, Mapping): return sum(map(_count_bytes, value.values()))
     return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
-
 
 def write_weights_file(
     path: str | Path,  # file ending in `.pt`, `.pth` or `.safetensors`; its folder is made if it is missing
@@ -174,12 +167,10 @@ def _describe_foreign_file(path: Path) -> str:
         return f"it is in PyTorch's format of before 2020, which has no checksums; {remedy}"
     return "it is not a model file, or only the beginning of one"
 
-
 def _is_as_written(entry: zipfile.ZipInfo) -> bool:
     "PyTorch compresses nothing; and what calls itself a folder (0x10) it does not read, but leaves memory as it was."
     stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
     return stored and not entry.external_attr & 0x10
-
 
 def _check_archive(file) -> bytes:
     "The pickle in a zip file, after comparing all checksums. Raises `ModelFileError` for what PyTorch never writes."
@@ -210,7 +201,6 @@ def _explain_load_error(error: Exception) -> str:
         return "its instructions are damaged, or not those of a weights file"
     return f"PyTorch cannot read it: {message.partition('  (Could this')[0]}"
 
-
 def _check_size(value, limit: int) -> int:
     "What is left of the limit after this value and all its parts. Raises `ModelFileError` when there are too many."
     if limit < 0: raise ModelFileError("its values are nested in a way that PyTorch does not write")
@@ -224,7 +214,6 @@ def _check_size(value, limit: int) -> int:
         for part in value:
             limit = _check_size(part, limit - 1)
     return limit
-
 
 def _read_torch(path: Path) -> dict:
     "Content of a `.pt` file: tensors and built-in types only, checksums compared."
@@ -264,7 +253,6 @@ def _read_safetensors(path: Path) -> dict:
     if metadata.get("sha256") != f"pytorch_course {_sha256(weights, metadata)}":
         raise ModelFileError("damaged: its checksum is wrong or missing")
     return {**content, "info": json.loads(metadata.get("info", "{}"))}
-
 
 def read_weights_file(
     path: str | Path,  # `.pt`, `.pth` or `.safetensors`
