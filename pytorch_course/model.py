@@ -49,8 +49,7 @@ class NeuralNetwork(nn.Module):
         self.flatten = nn.Flatten()
         self.linear_relu_stack = nn.Sequential(
             nn.Linear(input_shape * image_size * image_size, 512), nn.ReLU(),
-            nn.Linear(512, 512), nn.ReLU(),
-            nn.Linear(512, output_shape),
+            nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, output_shape),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,8 +76,8 @@ class TinyVGG(nn.Module):
     """Two convolutional blocks and a linear classifier: images in, logits `(N, output_shape)` out.
 
     Images are `(N, input_shape, image_size, image_size)`; raises `ValueError` below 16 pixels.
-    Source: the CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer), after
-    VGG (Simonyan and Zisserman 2015); its keys and shapes at 64 pixels are those of other courses.
+    Source: the CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer); its keys
+    and shapes at 64 pixels are those of other courses.
     """
     def __init__(
         self,
@@ -93,9 +92,8 @@ class TinyVGG(nn.Module):
             raise ValueError(f"TinyVGG needs image_size of at least 16 pixels, not {image_size}")
         self.conv_block_1 = _conv_block(input_shape, hidden_units)
         self.conv_block_2 = _conv_block(hidden_units, hidden_units)
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(hidden_units * side * side, output_shape)
-        )
+        linear = nn.Linear(hidden_units * side * side, output_shape)
+        self.classifier = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.conv_block_2(self.conv_block_1(x)))
@@ -141,22 +139,17 @@ class Net(nn.Module):
         self.conv2 = nn.Conv2d(32, 64, kernel_size=5)
         self.dropout = nn.Dropout2d(p=0.1)
         self.adaptive_pool = nn.AdaptiveMaxPool2d(1)
-        self.flatten = nn.Flatten()
         self.linear1 = nn.Linear(64, 32)
-        self.relu = nn.ReLU()
         self.linear2 = nn.Linear(32, 1)
-        self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(self.conv2(self.pool(self.conv1(x))))
-        x = self.flatten(self.adaptive_pool(self.dropout(x)))
-        return self.sigmoid(self.linear2(self.relu(self.linear1(x))))
+        x = self.adaptive_pool(self.dropout(x)).flatten(start_dim=1)
+        return self.linear2(self.linear1(x).relu()).sigmoid()
 
 # %% ../nbs/02_model.ipynb #6a6cb76b
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
-_NETWORKS = (
-    LinearRegressionModel, LinearRegressionModelV2, NeuralNetwork, TinyVGG, Cifar10Net, Net
-)
+_NETWORKS = LinearRegressionModel, LinearRegressionModelV2, NeuralNetwork, TinyVGG, Cifar10Net, Net
 _MODELS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in _NETWORKS}
 
 def register_model(
@@ -186,11 +179,10 @@ def build_model(
 ) -> nn.Module:  # with fresh random weights, on the CPU, in training mode
     "Build a model from its name. Raises `ValueError` for an unknown name or unfit arguments."
     cls = get_model_class(name)
-    signature = inspect.signature(cls)
     try:
-        signature.bind(**kwargs)
+        inspect.signature(cls).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{cls.__name__}{signature}: {error}") from None
+        raise ValueError(f"{cls.__name__}{inspect.signature(cls)}: {error}") from None
     return cls(**kwargs)
 
 # %% ../nbs/02_model.ipynb #06ca5a90
@@ -201,7 +193,6 @@ def summary(
     "Layers, output shapes, parameters as a table, by torchinfo; the model is left as it was."
     import torchinfo
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    columns = ("output_size", "num_params", "mult_adds")
-    return torchinfo.summary(
-        model, input_shape, device=device, verbose=0, col_names=columns, row_settings=("var_names",)
-    )
+    style: dict = {"row_settings": ("var_names",), "verbose": 0}
+    style["col_names"] = ("output_size", "num_params", "mult_adds")
+    return torchinfo.summary(model, input_shape, device=device, **style)
