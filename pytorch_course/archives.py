@@ -153,10 +153,7 @@ def extract_zip(
     folder: str | Path,  # folder to unpack into; made if it is missing
     wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
 ):
-    """Unpack a zip file after checking every member, all of it or nothing; without hidden files and `__MACOSX`.
-
-    Raises `ArchiveError`, also when an entry exists already, and `OSError` when the disk fails; both name the archive.
-    """
+    "Unpack a zip file, all of it or nothing, but no hidden files. Raises `ArchiveError`; `OSError` for a full disk."
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), zipfile.ZipFile(path) as archive:
         _extract(_zip_members(archive), archive.open, path, folder, wanted)
@@ -181,9 +178,8 @@ def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Me
             problem = "is a link or a device, not a file"
         total = member.offset_data + member.size
         yield _Member(member.name, member.isdir(), member.size, total, problem, member)
-    zeros = 0
-    while not stream.last.strip(b"\0") and zeros < 1 << 24 and stream.read(1 << 16):
-        zeros += len(stream.last)  # gzip compares its checksum
+    for _ in range(256):  # up to 16 MiB of zeros; at the end, gzip compares its checksum
+        if stream.last.strip(b"\0") or not stream.read(1 << 16): break
     if stream.last: raise ArchiveError("damaged content (something follows the last file)")
 
 def extract_tar(

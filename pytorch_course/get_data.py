@@ -20,8 +20,8 @@ from .film_reviews import write_reviews
 from .food_shapes import write_food_shapes
 
 # %% ../nbs/2_data/25_get_data.ipynb #b6ba2706
-_FOOD = "https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning"
-_FOOD += "/0846b2254c5c875972a3ea1a62cf767194a9b30c/data"  # a commit
+_COMMIT = "0846b2254c5c875972a3ea1a62cf767194a9b30c"
+_FOOD = f"https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning/{_COMMIT}/data"
 _BLOB_IDS = {  # name -> git's id of the archive, which is in image-folder layout
     "pizza_steak_sushi": "65f3915a380f5efd456a6a5750f0365350de8dd0",
     "pizza_steak_sushi_20_percent": "dfc8ad2ae9415304d69cc6a0ee443c340cb29049",
@@ -70,21 +70,14 @@ def write_imdb(
     downloads: str | Path,  # where the archive is kept, or found
     remote: RemoteFile = IMDB,  # the archive
 ) -> Path:  # `folder`
-    """Fetch the IMDB reviews and unpack the labeled ones; `find_splits(folder)` then gives the two parts.
-
-    Raises `DownloadError` when the network fails, `ValueError` or `FileNotFoundError` for an archive of another kind.
-    """
+    "Fetch the IMDB reviews, unpack the labeled ones. Raises `DownloadError`; for another archive, `FileNotFoundError`."
     review = re.compile(r"(^|/)(train|test)/(neg|pos)/[^/]+\.txt$")  # labeled: `aclImdb/train/pos/0_9.txt`
     extract_tar(download(remote, downloads), folder, wanted=lambda name: review.search(name) is not None)
     find_splits(folder)
     return Path(folder)
 
 # %% ../nbs/2_data/25_get_data.ipynb #aaba42a5
-_OFFLINE: dict[str, Callable[[Path], object]] = {
-    "digits": write_digits,
-    "food_shapes": write_food_shapes,
-    "film_reviews": write_reviews,
-}
+_OFFLINE = {"digits": write_digits, "food_shapes": write_food_shapes, "film_reviews": write_reviews}
 _DATASETS: dict[str, Callable[[Path, Path], object]] = {  # name -> function(folder for downloads, folder to fill)
     **{name: lambda downloads, folder, write=write: write(folder) for name, write in _OFFLINE.items()},
     **{name: _write_zip(RemoteFile(f"{_FOOD}/{name}.zip", f"git:{blob_id}")) for name, blob_id in _BLOB_IDS.items()},

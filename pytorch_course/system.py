@@ -79,11 +79,7 @@ def free_disk_space(
 def suggest_num_workers(
     cached: bool,  # the images are decoded once and kept
 ) -> int:  # for `DataLoader(num_workers=...)`
-    """How many processes should prepare batches.
-
-    0 if there is little to prepare, or no core to spare, or where workers need care: they are not forked by default
-    (Windows, macOS, Linux from Python 3.14 on), or Python warns about forking a process with threads (from 3.12 on).
-    """
+    "How many processes should prepare batches: 0 without much work or a free core, or where forking is not safe."
     start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if cached or cpu_count() <= 2 or start != "fork" or sys.version_info >= (3, 12): return 0
     return min(8, cpu_count() // 2)
