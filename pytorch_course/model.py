@@ -35,10 +35,7 @@ class LinearRegressionModelV2(nn.Module):
 
 # %% ../nbs/02_model.ipynb #c08bcb25
 class NeuralNetwork(nn.Module):
-    """Fully connected, with ReLU: `(N, C, H, W)` or `(N, H, W)` in, logits `(N, output_shape)` out.
-
-    Source: PyTorch's "Quickstart" tutorial, where it reads 28 x 28 gray images.
-    """
+    "Fully connected, after PyTorch's Quickstart: `(N, C, H, W)` or `(N, H, W)` in, logits out."
     def __init__(
         self,
         input_shape: int = 1,  # channels of the images
@@ -73,11 +70,9 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 class TinyVGG(nn.Module):
-    """Two convolutional blocks and a linear classifier: images in, logits `(N, output_shape)` out.
+    """`(N, input_shape, image_size, image_size)` in, logits out; `ValueError` below 16 pixels.
 
-    Images are `(N, input_shape, image_size, image_size)`; raises `ValueError` below 16 pixels.
-    Source: the CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer); its keys
-    and shapes at 64 pixels are those of other courses.
+    Source: the CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer).
     """
     def __init__(
         self,
@@ -100,11 +95,9 @@ class TinyVGG(nn.Module):
 
 # %% ../nbs/02_model.ipynb #31fb184c
 class Cifar10Net(nn.Module):
-    """Three 5 x 5 convolutions (32, 32, 64) with max-pooling, two linear layers; logits out.
+    """`(N, input_shape, image_size, image_size)` in, logits out; `ValueError` below 8 pixels.
 
-    Images are `(N, input_shape, image_size, image_size)`; raises `ValueError` below 8 pixels.
-    145,578 parameters for 3 x 32 x 32 and 10 classes. Source: the "CIFAR10-quick" network of
-    A. Krizhevsky's cuda-convnet, in the form that is common in PyTorch tutorials.
+    Source: the "CIFAR10-quick" network of A. Krizhevsky's cuda-convnet, as PyTorch tutorials use it.
     """
     def __init__(
         self,
@@ -128,10 +121,7 @@ class Cifar10Net(nn.Module):
 
 # %% ../nbs/02_model.ipynb #1fd4478d
 class Net(nn.Module):
-    """Binary classifier: `(N, 3, H, W)` from 14 pixels up in, probabilities `(N, 1)` out.
-
-    54,273 parameters. Its outputs are probabilities: use `nn.BCELoss`, no loss that takes logits.
-    """
+    "Binary: `(N, 3, H, W)`, 14 pixels up, in; probabilities `(N, 1)` for `nn.BCELoss` out."
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 32, kernel_size=3)
