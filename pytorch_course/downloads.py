@@ -68,7 +68,7 @@ def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout:
         session.mount("https://", HTTPAdapter())
         parsed = parse_url(url)
         if parsed.scheme == "http" and parsed.host in ("127.0.0.1", "localhost"):
-            session.mount(f"http://{parsed.netloc}/", HTTPAdapter())
+            session.mount(f"{parsed.scheme}://{parsed.netloc}/", HTTPAdapter())
         session.headers["Accept-Encoding"] = "identity"  # the length and the bytes of the file as it is
         try:
             response = session.get(url, stream=True, timeout=timeout)

@@ -97,7 +97,7 @@ class TinyVGG(nn.Module):
 class Cifar10Net(nn.Module):
     """`(N, input_shape, image_size, image_size)` in, logits out; `ValueError` below 8 pixels.
 
-    Source: the "CIFAR10-quick" network of A. Krizhevsky's cuda-convnet, as PyTorch tutorials use it.
+    Source: the "CIFAR10-quick" network of A. Krizhevsky's cuda-convnet, as tutorials use it.
     """
     def __init__(
         self,
