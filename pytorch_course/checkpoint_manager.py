@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResumeWarning', 'CheckpointError', 'CheckpointManager']
 
-# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #1a6e5723
+# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #e982f19c
 import os
 import re
 import time
@@ -62,7 +62,7 @@ class _CheckpointFolder:
         found = f"{self.folder} holds checkpoints of an earlier run ({self.paths()[0].name})"
         raise ValueError(f"{found}; continue it with resume=True, or choose another folder")
 
-# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #c1536c8b
+# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #bbb9617c
 @dataclass
 class _SavePolicy(_CheckpointFolder):
     "When to save. Raises `ValueError` for settings that make no sense."
@@ -88,7 +88,7 @@ class _SavePolicy(_CheckpointFolder):
         elapsed = time.monotonic() - self.saved_at
         return (end_of_epoch or elapsed >= self.every_seconds) and elapsed >= self.seconds / self.max_time_share
 
-# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #531ac10e
+# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #7b486c46
 class CheckpointManager(_SavePolicy):
     """`CheckpointManager(folder, max_to_keep=2, every_steps=None, every_seconds=60, max_time_share=0.01)`.
 

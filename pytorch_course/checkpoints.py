@@ -22,7 +22,7 @@ from .weights_files import to_plain_values
 
 _all_ = ["CheckpointError", "CheckpointManager", "ResumeWarning"]
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #81352194
+# %% ../nbs/3_training/38_checkpoints.ipynb #5ff56d99
 _STATEFUL = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 
 def _collect(trainer) -> dict:
@@ -75,7 +75,7 @@ def _frozen(models: dict) -> list[str]:
     named = [(f"{name}.{key}", p) for name, model in models.items() for key, p in model.named_parameters()]
     return [name for name, parameter in named if not parameter.requires_grad]
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #a922a09f
+# %% ../nbs/3_training/38_checkpoints.ipynb #a5261c64
 def _describe_data(loader) -> dict:
     "What must not change between two parts of a run: sizes, class names, and a checksum of the file names."
     dataset = getattr(loader, "dataset", None)
@@ -118,7 +118,7 @@ def _compare_facts(path: Path, extra: dict, facts: dict):
         message = f"saved with {changes}: the last digits may differ from those of an uninterrupted run"
         warnings.warn(message, ResumeWarning, stacklevel=2)
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #b6cadc3a
+# %% ../nbs/3_training/38_checkpoints.ipynb #d8036f2c
 class _Saving(Callback):
     "Save and restore a trainer."
 
@@ -166,7 +166,7 @@ class _Saving(Callback):
             for key, parameter in model.named_parameters():
                 parameter.requires_grad_(f"{name}.{key}" not in extra["frozen"])
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #7b3d5f61
+# %% ../nbs/3_training/38_checkpoints.ipynb #c63545e9
 class Checkpoints(_Saving):
     """Save where a run stands; with `resume`, continue from there, to the last bit.
 

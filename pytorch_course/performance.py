@@ -132,7 +132,7 @@ def prefers_channels_last(
     has_video = any(parameter.ndim == 5 for parameter in model.parameters())
     return helps and not has_video and any(isinstance(module, nn.Conv2d) for module in model.modules())
 
-# %% ../nbs/3_training/39_performance.ipynb #924f094e
+# %% ../nbs/3_training/39_performance.ipynb #ffef670d
 class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
 

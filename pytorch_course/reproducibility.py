@@ -62,7 +62,7 @@ def _sample_seed(seed: int, index) -> int:
     number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
     return derive_seed(seed, number)
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #45c331c8
+# %% ../nbs/3_training/34_reproducibility.ipynb #d28d4c1a
 class _FixedBatchSampler:
     "A batch sampler whose lists are set from outside."
     lists: list[SeededIndices] = []
@@ -107,7 +107,7 @@ def _seed_samplers(loader, seed: int, epoch: int):
 
 _ORDER, _SAMPLES = 1, 2  # purposes: the same numbers must not give the same draws for both
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #1f915350
+# %% ../nbs/3_training/34_reproducibility.ipynb #0db88b1d
 _SAME = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context")
 
 def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> DataLoader:
@@ -175,7 +175,7 @@ class SeededDataLoader:
             self.running._shutdown_workers()  # type: ignore
         self.running = None
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #4f43fb95
+# %% ../nbs/3_training/34_reproducibility.ipynb #2e748b22
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
 
 class Reproducible(Callback):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DataLoaderWorkerError', 'explain_worker_errors', 'ExplainWorkerErrors']
 
-# %% ../nbs/3_training/33a_worker_errors.ipynb #ea070fea
+# %% ../nbs/3_training/33a_worker_errors.ipynb #de8ed5d6
 import re
 import traceback
 from collections.abc import Iterator
