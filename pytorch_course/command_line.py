@@ -14,8 +14,7 @@ import re
 import sys
 import warnings
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args, get_origin
 
 # %% ../nbs/4_tools/49_command_line.ipynb #769c9195
@@ -113,16 +112,6 @@ def _explain(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and type(error).__name__ != "DataLoaderWorkerError": return None
     return user_message(error)
 
-@contextmanager
-def _warnings_in_one_line(prog: str) -> Iterator[None]:
-    "Warnings without the place in the code, which only helps those who can change it."
-    def show(message, *_, **__):
-        print(f"{prog}: warning: {user_message(message)}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
 def run_command(
     parser: argparse.ArgumentParser,  # what `make_parser` returned
     argv: list[str] | None = None,  # words of the command line; by default those of this process
@@ -130,8 +119,12 @@ def run_command(
     "Parse, call the function, and say in one line what went wrong."
     given = vars(parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv)))
     run, name = given.pop("run"), f"{parser.prog} {given.pop('command')}"
+    def show_warning(message, *_, **__):  # not the place in the code, which only helps those who can change it
+        print(f"{parser.prog}: warning: {user_message(message)}", file=sys.stderr)
+
     try:
-        with _warnings_in_one_line(parser.prog):
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
             status = run(**given) or 0
         sys.stdout.flush()
         return status

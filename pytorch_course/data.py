@@ -136,11 +136,8 @@ class ImageFolder(Dataset):
         return X, target if self.target_transform is None else self.target_transform(target)
 
 # %% ../nbs/01_data.ipynb #0a388ce5
-def _splits_in(folder: Path) -> tuple[Path, Path] | None:
-    "The training and the test folder right in this one, if there are both."
-    for name in ("test", "val", "valid", "validation"):
-        if (folder/"train").is_dir() and (folder/name).is_dir(): return folder/"train", folder/name
-    return None
+_TEST_NAMES = ("test", "val", "valid", "validation")
+
 
 def find_splits(
     folder: str | Path,  # holds `train` and `test` (or `val`, ...), perhaps one folder further down
@@ -148,17 +145,16 @@ def find_splits(
     "Find both. Raises `FileNotFoundError` when there is no such pair, `ValueError` for several."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}")
-    own = _splits_in(folder)
-    if own: return own
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_visible(path.name)]
-    found = [pair for pair in map(_splits_in, inside) if pair]
-    if len(found) > 1:
-        names = ", ".join(train_dir.parent.name for train_dir, _ in found)
-        raise ValueError(f"several data sets in {folder}: {names}; give the folder of one of them")
-    if not found:
-        expected = f"{folder}/train/<class>/<images> and {folder}/test/... (or val)"
-        raise FileNotFoundError(f"no train and test folders in {folder}; expected {expected}")
-    return found[0]
+    for places in ([folder], inside):
+        pairs = [(place/"train", place/name) for place in places for name in _TEST_NAMES]
+        found = [(train, test) for train, test in pairs if train.is_dir() and test.is_dir()]
+        names = sorted({train.parent.name for train, _ in found})
+        if len(names) > 1:
+            raise ValueError(f"several data sets in {folder}: {', '.join(names)}; name one of them")
+        if found: return found[0]
+    expected = f"{folder}/train/<class>/<images> and {folder}/test/... (or val)"
+    raise FileNotFoundError(f"no train and test folders in {folder}; expected {expected}")
 
 # %% ../nbs/01_data.ipynb #a1706838
 def infer_channels(

@@ -129,9 +129,7 @@ def _train(args: SimpleNamespace):
             checkpoint_dir=folder/"checkpoints", resume=args.resume is not None,
             callbacks=[_print_performance(args, dataloaders)],
         )
-        history = runs.history_table(trainer.history)
-        info.metrics = history.drop(columns="epoch").iloc[-1].to_dict()
-        runs.save_run(folder, model, info, history, config)
+        runs.save_run(folder, model, info, trainer.history, config)
     _print_result(folder, info.metrics["test_acc"], test_set)
 
 # %% ../nbs/06_going_modular.ipynb #7aa69e30

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANGEABLE', 'make_config', 'write_config', 'read_config', 'resumable', 'open_run', 'find_data', 'choose_model',
-           'history_table', 'save_run', 'describe_performance']
+           'save_run', 'describe_performance']
 
 # %% ../nbs/4_tools/50_runs.ipynb #e32247ea
 import inspect
@@ -182,30 +182,25 @@ def choose_model(
     return cls.__name__.lower(), {name: value for name, value in known.items() if name in takes}
 
 # %% ../nbs/4_tools/50_runs.ipynb #952dded6
-def history_table(
-    history: list[dict],  # a row for each epoch, `{"epoch": 1, "train_loss": ..., "valid_loss": ...}`
-):  # a pandas DataFrame
-    "The history of a run as a table, with `test_loss` instead of `valid_loss`."
-    import pandas as pd
-
-    return pd.DataFrame(history).rename(columns=lambda name: name.replace("valid_", "test_"))
-
 def save_run(
     folder: Path,  # of the run
     model,  # the trained model
-    info,  # its `ModelInfo`
-    history,  # what `history_table` returned
+    info,  # its `ModelInfo`; gets the metrics of the last epoch
+    history: list[dict],  # a row for each epoch, `{"epoch": 1, "train_loss": ..., "valid_loss": ...}`
     config: dict,  # what `make_config` returned
 ):
     "Write history.csv, curves.png, config.json, and when all that is there, model.pt."
+    import pandas as pd
     from pytorch_course.files import atomic_write
     from pytorch_course.plots import plot_loss_curves
     from pytorch_course.save_load import save_model
 
+    table = pd.DataFrame(history).rename(columns=lambda name: name.replace("valid_", "test_"))
+    info.metrics = table.drop(columns="epoch").iloc[-1].to_dict()
     with atomic_write(folder/"history.csv") as temporary:
-        history.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False)
     with atomic_write(folder/"curves.png") as temporary:
-        plot_loss_curves(history.to_dict("list")).savefig(temporary, dpi=150, format="png")
+        plot_loss_curves(table.to_dict("list")).savefig(temporary, dpi=150, format="png")
     write_config(folder, {**config, "model_info": info.to_dict()})
     save_model(model, folder, "model.pt", info)
 

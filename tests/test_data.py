@@ -36,7 +36,7 @@ def test_a_folder_of_several_data_sets_is_not_guessed(tmp_path):
     for name in ("apple", "zebra"):
         for split in ("train", "test"):
             (tmp_path / name / split).mkdir(parents=True)
-    with pytest.raises(ValueError, match="several data sets in .*: apple, zebra; give the folder of one of them"):
+    with pytest.raises(ValueError, match="several data sets in .*: apple, zebra; name one of them"):
         find_splits(tmp_path)
     assert find_splits(tmp_path / "zebra") == (tmp_path / "zebra" / "train", tmp_path / "zebra" / "test")
 
