@@ -138,7 +138,6 @@ class ImageFolder(Dataset):
 # %% ../nbs/01_data.ipynb #0a388ce5
 _TEST_NAMES = ("test", "val", "valid", "validation")
 
-
 def find_splits(
     folder: str | Path,  # holds `train` and `test` (or `val`, ...), perhaps one folder further down
 ) -> tuple[Path, Path]:  # the training folder and the test folder
