@@ -31,7 +31,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
         for module in training:
             module.training = True
 
-
 def check_eval_mode(
     model: nn.Module,  # about to be evaluated
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
@@ -49,7 +48,6 @@ def _try_forward(model: nn.Module, X) -> Any:
     "Outputs in evaluation mode, `None` if the model fails; changes no statistics and no random numbers to come."
     with evaluation_mode(model), preserve_rng_state(), torch.no_grad(), suppress(Exception):
         return model(X)
-
 
 def check_batch(
     model: nn.Module,  # on the device of the batch
@@ -107,7 +105,6 @@ def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, is_nll: bool, igno
 _BINARY = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, nn.BCELoss, F.binary_cross_entropy)
 _REGRESSION = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
 
-
 def check_outputs(
     outputs: torch.Tensor,  # of the model, `(N, ...)`
     y: torch.Tensor,  # labels or targets, `(N, ...)`
@@ -156,7 +153,6 @@ def check_gradients(
     CheckReport(ignore).warn("no_gradient", f"{received}, so nothing is learned; expected a loss that depends on the "
                              "weights: look for detach, .data, no_grad, argmax or frozen layers before the loss")
 
-
 def check_optimizer(
     model: nn.Module,  # what is to be trained
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],  # what is to train it; several may share it
@@ -179,7 +175,6 @@ def _has_non_finite(value) -> bool:
     if torch.is_tensor(value): return not bool(value.isfinite().all())
     value = list(value.values()) if isinstance(value, dict) else value
     return isinstance(value, (tuple, list)) and any(_has_non_finite(part) for part in value)
-
 
 def find_non_finite(
     model: nn.Module,  # tried in evaluation mode, and left as it was
@@ -204,7 +199,6 @@ def _to_cpu(losses: Sequence[torch.Tensor | float]) -> torch.Tensor:
     tensors = [loss for loss in losses if torch.is_tensor(loss)]
     return (torch.stack(tensors).detach().cpu() if tensors else torch.tensor(losses)).double()
 
-
 def check_finite(
     losses: Sequence[torch.Tensor | float],  # one loss per step, all of one kind
     first_step: int,  # number of the first of them
@@ -221,7 +215,6 @@ def check_finite(
     where = advice.get(place, f"layer {place}: lower the learning rate, or clip the gradients, or look for a log of 0")
     report.error("non_finite", f"the loss is {values[bad[0]]} at step {first_step + bad[0]}; expected finite numbers. "
                  f"The first NaN or infinite numbers are in {where}")
-
 
 def check_constant_loss(
     losses: Sequence[torch.Tensor | float],  # one loss per step, of an epoch for example
