@@ -10,7 +10,6 @@ __all__ = ['confusion_matrix', 'classification_report', 'predict', 'plot_confusi
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -20,17 +19,6 @@ from .plots import plot_images, subplots
 from .save_load import predict_batches
 
 # %% ../nbs/3_training/42_evaluation.ipynb #057268b5
-def _checked_class_indices(y: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> list[np.ndarray]:
-    "Both as arrays. Raises `ValueError` unless they are class indices of the same shape `(N,)` in 0..C-1."
-    for name, values in (("y", y), ("predicted", predicted)):
-        if values.ndim != 1 or values.is_floating_point() or values.is_complex():
-            received = f"{values.dtype} of shape {tuple(values.shape)}; logits.argmax(dim=1) makes them from scores"
-            raise ValueError(f"{name} must be class indices of shape (N,), not {received}")
-        if len(values) and not 0 <= values.min() <= values.max() < num_classes:
-            raise ValueError(f"{name} must be in 0..{num_classes - 1}, not {values.min()}..{values.max()}")
-    if len(y) != len(predicted): raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
-    return [y.cpu().numpy(), predicted.cpu().numpy()]
-
 def confusion_matrix(
     y: torch.Tensor,  # true class indices `(N,)`, of an integer type
     predicted: torch.Tensor,  # predicted class indices `(N,)`, for example `logits.argmax(dim=1)`
@@ -38,8 +26,14 @@ def confusion_matrix(
 ) -> torch.Tensor:  # counts `(C, C)`, `int64`, on the CPU: rows are true classes, columns predicted ones
     "Count with scikit-learn. Raises `ValueError` for shapes that are not both `(N,)` and for other values than 0..C-1."
     from sklearn import metrics  # here, since it takes a second to import
-    indices = _checked_class_indices(y, predicted, num_classes)
-    return torch.from_numpy(metrics.confusion_matrix(*indices, labels=range(num_classes)))
+    for name, values in (("y", y), ("predicted", predicted)):
+        if values.ndim != 1 or values.is_floating_point() or values.is_complex():
+            received = f"{values.dtype} of shape {tuple(values.shape)}; logits.argmax(dim=1) makes them from scores"
+            raise ValueError(f"{name} must be class indices of shape (N,), not {received}")
+        if len(values) and not 0 <= values.min() <= values.max() < num_classes:
+            raise ValueError(f"{name} must be in 0..{num_classes - 1}, not {values.min()}..{values.max()}")
+    if len(y) != len(predicted): raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
+    return torch.from_numpy(metrics.confusion_matrix(y.cpu(), predicted.cpu(), labels=range(num_classes)))
 
 # %% ../nbs/3_training/42_evaluation.ipynb #670f8b9f
 def classification_report(
@@ -47,13 +41,11 @@ def classification_report(
     predicted: torch.Tensor,  # predicted class indices `(N,)`
     class_names: list[str],  # in the order of the class indices
 ) -> pd.DataFrame:  # a row per class; columns `precision`, `recall`, `f1` and `support`; NaN where it would be 0/0
-    "What scikit-learn has to say of every class. Raises `ValueError` for what `confusion_matrix` refuses."
-    from sklearn import metrics
-    labels = range(len(class_names))
-    indices = _checked_class_indices(y, predicted, len(class_names))
-    columns = metrics.precision_recall_fscore_support(*indices, labels=labels, zero_division=np.nan)  # type: ignore
-    names = pd.Index([str(name) for name in class_names], name="class")
-    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "support"), columns)), index=names)
+    "Precision, recall, F1 and number of samples of every class. Raises `ValueError` for what `confusion_matrix` refuses."
+    matrix = confusion_matrix(y, predicted, len(class_names))
+    right, rows, columns = matrix.diagonal().double(), matrix.sum(dim=1), matrix.sum(dim=0)
+    numbers = {"precision": right / columns, "recall": right / rows, "f1": 2 * right / (rows + columns), "support": rows}
+    return pd.DataFrame(numbers, index=pd.Index([str(name) for name in class_names], name="class"))
 
 # %% ../nbs/3_training/42_evaluation.ipynb #7cabf194
 def _check_complete_and_in_order(dataloader):

@@ -101,7 +101,7 @@ def load_model(
             advice = "give save_model an info, or build the model and load_state_dict"
             raise ModelFileError(f"weights without a description; {advice}")
         info = ModelInfo.from_dict(content.get("info", {}))
-        model = _build(info, content.get("state_dict"))
+        model = _build(info, content.get("state_dict", {}))
     return model.to(device), info
 
 # %% ../nbs/05_save_load.ipynb #79927379

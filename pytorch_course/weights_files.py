@@ -165,7 +165,7 @@ def _check_archive(file) -> bytes:
             raise ModelFileError("it is a TorchScript program, no weights")
         file.seek(-22, os.SEEK_END)
         regular = file.read(4) == b"PK\5\6" and len(set(names)) == len(names)
-        for entry in archive.infolist():  # PyTorch compresses nothing, and does not read what says it is a folder (0x10)
+        for entry in archive.infolist():  # PyTorch compresses nothing, and does not read folders (0x10)
             stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
             regular = regular and stored and not entry.external_attr & 0x10
         if not regular: raise ModelFileError("damaged: its table of contents is not one that PyTorch writes")
