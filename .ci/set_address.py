@@ -43,9 +43,11 @@ def set_address(root: Path, user: str, repository: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3): sys.exit(__doc__)
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    user, repository = [*sys.argv[1:], "pytorch_course"][:2]
     try:
-        names = set_address(ROOT, sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else "pytorch_course")
+        names = set_address(ROOT, user, repository)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"the address is now {sys.argv[1]}/{'pytorch_course' if len(sys.argv) == 2 else sys.argv[2]} in", *names, sep="\n  ")
+    print(f"the address is now {user}/{repository} in", *names, sep="\n  ")

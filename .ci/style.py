@@ -69,8 +69,7 @@ def crowded(tree, lines):
             if isinstance(node, ast.Module) or not before or before == "@": continue
             if field == "orelse" and isinstance(first, ast.If): continue  # an `elif`
             stub = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and first.value.value is ...
-            guard = is_guard(node, field, body) and len(lines[first.lineno - 1]) <= 100
-            if not guard and not stub:
+            if not stub and not is_guard(node, field, body):
                 yield first.lineno, "a statement in the line of its header"
 
 

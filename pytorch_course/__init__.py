@@ -23,7 +23,7 @@ Your own data
     augmentation          random flips and crops
 
 A trainer
-    hooks, trainer        Callback and Trainer
+    arguments, hooks, trainer      clear errors; Callback and Trainer
     callbacks             early stopping, best weights, schedules, accumulation, clipping
     lr_finder             which learning rate to begin with
     tracking              TensorBoard
@@ -43,9 +43,8 @@ Training that is fast
     timing                measure fairly; where a step's time goes
 
 Tools
-    graph_drawing         the graph that autograd recorded, as SVG
-    arguments             clear errors for wrong arguments
-    runs                  the folder of a run: settings, history, resume
+    graph_layout, graph_drawing    the graph that autograd recorded, as SVG
+    command_line, runs    commands from signatures; the folder of a run: settings, history, resume
     scaffold              a folder of stand-alone scripts
     doctor                what would fail on this machine
 

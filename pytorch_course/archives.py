@@ -32,10 +32,8 @@ MAX_MEMBERS = 2_000_000  # files and folders in an archive
 MAX_UNPACKED_BYTES = 50 << 30
 MAX_COMPRESSION_RATIO = 200  # unpacked bytes per packed byte
 
-
 class ArchiveError(ValueError):
     "An archive that is refused; the message names it and says why."
-
 
 class _Member(NamedTuple):
     "One entry of an archive, of either kind."
@@ -46,7 +44,6 @@ class _Member(NamedTuple):
     problem: str  # why this kind of entry is refused; "" when it is not
     entry: Any  # what `zipfile` or `tarfile` knows it by
 
-
 def _checked_name(name: str) -> str:
     "The name in its shortest form. Raises `ArchiveError` when it leads out of the folder on any system."
     if len(name) > 1000: raise ArchiveError(f"a file has a name of {len(name):,} characters")
@@ -55,12 +52,10 @@ def _checked_name(name: str) -> str:
         raise ArchiveError(f"{name!r} points outside the archive")
     return str(path)
 
-
 def _case_folded(name: str) -> str:
     "The same text for all names that are one file on Windows or macOS: case, accents, dots and spaces at the end."
     name = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).lower())
     return re.sub("[. ]+(?=/|$)", "", name)
-
 
 def _reserve_path(reserved: dict[str, tuple[str, bool]], name: str, is_folder: bool):
     "Note where a member and the folders above it go. Raises `ArchiveError` when that place is taken."
@@ -73,7 +68,6 @@ def _reserve_path(reserved: dict[str, tuple[str, bool]], name: str, is_folder: b
             return  # a known folder; those above it are known as well
         reserved[key] = name, is_folder
         name, is_folder = name.rpartition("/")[0], True
-
 
 def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> list[_Member]:
     "All members, each one checked before the next is looked at. Raises `ArchiveError`."
@@ -96,7 +90,6 @@ def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> lis
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error,
             EOFError, OverflowError, NotImplementedError, RecursionError)
 
-
 def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: Path, description: str):
     "Write all files and folders below an empty folder."
     for member in tqdm(members, desc=description, unit=" files", **progress_bar_options()):
@@ -110,13 +103,11 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
         except _DAMAGED as error:
             raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
 
-
 def _is_wanted(name: str, wanted: Callable[[str], bool] | None) -> bool:
     "Hidden files and `__MACOSX` never are."
     parts = [part for part in name.split("/") if part != "."]
     if any(part == "__MACOSX" or part.startswith(".") for part in parts): return False
     return wanted is None or wanted(name)
-
 
 def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
     "Check all members, then unpack those that are wanted, and move them into the folder together."
@@ -135,7 +126,6 @@ def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path
             for entry in moved:
                 entry.rename(fresh/entry.name)
             raise
-
 
 @contextmanager
 def _explain_errors(path: Path) -> Iterator[None]:
@@ -160,14 +150,12 @@ def _zip_problem(member: zipfile.ZipInfo) -> str:
     if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2): return ""
     return f"is packed in a rare way (method {member.compress_type}); unpack it with another program and zip it again"
 
-
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     total = 0
     for member in archive.infolist():
         total += member.file_size
         is_folder = member.filename.endswith(("/", "\\"))
         yield _Member(member.orig_filename, is_folder, member.file_size, total, _zip_problem(member), member)
-
 
 def extract_zip(
     path: str | Path,  # zip file
@@ -195,7 +183,6 @@ class _BoundedGzip(gzip.GzipFile):
         self.last = super().read(size)
         return self.last
 
-
 def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Member]:
     "All members. Raises `ArchiveError` when something other than the end follows the last one."
     for member in archive:
@@ -208,7 +195,6 @@ def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Me
     while not stream.last.strip(b"\0") and zeros < 1 << 24 and stream.read(1 << 16):
         zeros += len(stream.last)  # gzip compares its checksum
     if stream.last: raise ArchiveError("damaged content (something follows the last file)")
-
 
 def extract_tar(
     path: str | Path,  # `.tar.gz` file

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar
 # %% ../nbs/03_gradients.ipynb #75373284
 Node = TypeVar("Node", bound=Hashable)
 
-
 def topological_sort(
     root: Node,  # where to start: the result of a computation
     inputs_of: Callable[[Node], Iterable[Node]],  # returns what a node was computed from
@@ -40,7 +39,6 @@ class BackwardStep(NamedTuple):
     local_gradient: float  # how much `node` moves when `source` moves by 1
     contribution: float  # `local_gradient` times the gradient of `node`: what flows to `source`
     accumulated: float  # what has flowed to `source` so far
-
 
 class RecordedNumber:
     "A number that remembers which numbers it came from, and the local gradient of each."

@@ -50,7 +50,6 @@ def check_monitor(trainer: Trainer, monitor: str, names: list[str] | None = None
     hint = "" if len(splits) == 2 else "; for valid_ metrics, give fit a valid_dataloader"
     raise ValueError(f"no metric named {monitor!r}; available: {', '.join(names)}{hint}")
 
-
 def monitored_value(trainer: Trainer, monitor: str) -> float:
     "A metric of the last epoch by its name. Raises `ValueError` that lists the names there are."
     row = trainer.history[-1]
@@ -139,7 +138,6 @@ def count_batches(trainer, callback: Callback) -> int:
     "Training batches in an epoch. Raises `ValueError` for a dataloader without a length."
     if hasattr(trainer.train_dataloader, "__len__"): return len(trainer.train_dataloader)
     raise ValueError(f"{type(callback).__name__} needs a training dataloader with a length, to know the last batch")
-
 
 class GradientAccumulation(Callback):
     """Update the weights once for several batches, exactly as if they were one large batch, whatever their sizes.

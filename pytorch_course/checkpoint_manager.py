@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResumeWarning', 'CheckpointError', 'CheckpointManager']
 
-# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #0d4e4cb1
+# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #e982f19c
 import os
 import re
 import time
@@ -22,10 +22,8 @@ from .weights_files import ModelFileError
 class ResumeWarning(UserWarning):
     "The run is resumed, but not exactly as you would expect; the message says why."
 
-
 class CheckpointError(OSError):
     "A checkpoint could not be written; the message says why, and which one is the last good one."
-
 
 @dataclass
 class _CheckpointFolder:
@@ -46,10 +44,7 @@ class _CheckpointFolder:
         "A part of an error message."
         return f"the last good checkpoint is {self.paths()[0]}" if self.paths() else "there is no earlier checkpoint"
 
-    def prepare(
-        self,
-        resume: bool,  # may there be checkpoints already?
-    ):
+    def prepare(self, resume: bool):
         """Make the folder, try to write to it, remove the temporary files of killed processes.
 
         Raises `CheckpointError` when nothing can be written, `ValueError` when there are checkpoints and no `resume`.
@@ -67,7 +62,7 @@ class _CheckpointFolder:
         found = f"{self.folder} holds checkpoints of an earlier run ({self.paths()[0].name})"
         raise ValueError(f"{found}; continue it with resume=True, or choose another folder")
 
-# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #42589398
+# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #bbb9617c
 @dataclass
 class _SavePolicy(_CheckpointFolder):
     "When to save. Raises `ValueError` for settings that make no sense."
@@ -87,29 +82,21 @@ class _SavePolicy(_CheckpointFolder):
         self.saved_at = time.monotonic()
         self.saved_step = 0
 
-    def should_save(
-        self,
-        step: int,  # steps so far
-        end_of_epoch: bool = False,  # a good moment: the file is smaller, and no batch has to be skipped later
-    ) -> bool:
-        "Is it time to save?"
+    def should_save(self, step: int, end_of_epoch: bool = False) -> bool:
+        "Is it time to save, after so many steps? The end of an epoch is a good moment: the file is smaller."
         if self.every_steps and step - self.saved_step >= self.every_steps: return True
         elapsed = time.monotonic() - self.saved_at
         return (end_of_epoch or elapsed >= self.every_seconds) and elapsed >= self.seconds / self.max_time_share
 
-# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #a4bc8c07
+# %% ../nbs/3_training/37b_checkpoint_manager.ipynb #7b486c46
 class CheckpointManager(_SavePolicy):
     """`CheckpointManager(folder, max_to_keep=2, every_steps=None, every_seconds=60, max_time_share=0.01)`.
 
     The checkpoints of one run: the newest, and those before it in case that the newest is damaged.
     """
 
-    def save(
-        self,
-        step: int,  # steps so far; becomes the name of the file
-        **content,  # as for `save_checkpoint`: models, optimizers, stateful, extra
-    ) -> Path:  # the file
-        """Save a checkpoint, then remove the oldest ones.
+    def save(self, step: int, **content) -> Path:
+        """Save a checkpoint with the arguments of `save_checkpoint`, then remove the oldest ones.
 
         Raises `CheckpointError` when it cannot be written and `ValueError` when a weight is NaN or infinite;
         then the earlier checkpoints are untouched.

@@ -22,9 +22,8 @@ from .weights_files import to_plain_values
 
 _all_ = ["CheckpointError", "CheckpointManager", "ResumeWarning"]
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #9e024ef7
+# %% ../nbs/3_training/38_checkpoints.ipynb #5ff56d99
 _STATEFUL = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-
 
 def _collect(trainer) -> dict:
     "All models, optimizers and other objects with a state, by name: arguments for `save_checkpoint`."
@@ -46,7 +45,6 @@ def _collect(trainer) -> dict:
             content["stateful"][f"{kind} {number}"] = callback
     return content
 
-
 def _refuse_hidden(name: str, values: list | tuple | dict):
     "Raises `ValueError` for models and optimizers that a checkpoint would miss."
     for value in values.values() if isinstance(values, dict) else values:
@@ -54,7 +52,6 @@ def _refuse_hidden(name: str, values: list | tuple | dict):
             kind = type(value).__name__
             advice = "give each one an attribute of its own, or use nn.ModuleList"
             raise ValueError(f"trainer.{name} holds a {kind}, which a checkpoint would miss; {advice}")
-
 
 def _check_state(trainer, found: tuple[Path, dict] | None):
     "Raises `ValueError` for a state that cannot be saved, and for other callbacks than in the checkpoint."
@@ -73,20 +70,12 @@ def _check_state(trainer, found: tuple[Path, dict] | None):
         message = f"the callbacks differ from those of {path}"
         raise ValueError(f"{message}: only there {saved or 'none'}, only here {new or 'none'}")
 
-
 def _frozen(models: dict) -> list[str]:
     "Names of the parameters that are not trained."
     named = [(f"{name}.{key}", p) for name, model in models.items() for key, p in model.named_parameters()]
     return [name for name, parameter in named if not parameter.requires_grad]
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #9a3fdbf3
-def _length(value) -> int | None:
-    try:
-        return len(value)
-    except TypeError:
-        return None  # a stream
-
-
+# %% ../nbs/3_training/38_checkpoints.ipynb #a5261c64
 def _describe_data(loader) -> dict:
     "What must not change between two parts of a run: sizes, class names, and a checksum of the file names."
     dataset = getattr(loader, "dataset", None)
@@ -95,13 +84,11 @@ def _describe_data(loader) -> dict:
     files = [str(sample[0]).removeprefix(root) for sample in samples] if root and isinstance(samples, list) else []
     classes = getattr(dataset, "classes", None)
     return {
-        "samples": _length(dataset),
-        "batches": _length(loader),
+        "samples": len(dataset) if hasattr(dataset, "__len__") else None,  # a stream has none
         "batch size": getattr(loader, "batch_size", None),
         "file names": zlib.crc32("\n".join(files).encode("utf-8", "surrogateescape")),
         "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None,
     }
-
 
 def _describe_machine(device: torch.device) -> dict:
     "What the last digits depend on."
@@ -113,10 +100,8 @@ def _describe_machine(device: torch.device) -> dict:
         "processes": get_world_size(),
     }
 
-
 def _differences(before: dict, now: dict) -> str:
     return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
-
 
 def _compare_facts(path: Path, extra: dict, facts: dict):
     "Raises `ValueError` or warns when the data or the machine are not what they were."
@@ -133,17 +118,13 @@ def _compare_facts(path: Path, extra: dict, facts: dict):
         message = f"saved with {changes}: the last digits may differ from those of an uninterrupted run"
         warnings.warn(message, ResumeWarning, stacklevel=2)
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #fa041ef2
+# %% ../nbs/3_training/38_checkpoints.ipynb #d8036f2c
 class _Saving(Callback):
     "Save and restore a trainer."
 
     order = 1000  # the last one to be called
 
-    def __init__(
-        self,
-        folder: str | Path | CheckpointManager,  # a manager says how often and how many
-        resume: bool = False,  # continue from the newest checkpoint there, if there is one
-    ):
+    def __init__(self, folder: str | Path | CheckpointManager, resume: bool = False):
         self.manager = folder if isinstance(folder, CheckpointManager) else CheckpointManager(folder)
         self.resume = resume
         self.found: tuple[Path, dict] | None = None  # a checkpoint that is not restored yet
@@ -151,10 +132,8 @@ class _Saving(Callback):
 
     def find(self, trainer):
         "Find the newest checkpoint, and set the counters, before the first `before_fit` is called."
-        self.facts = {
-            "data": _describe_data(trainer.train_dataloader),
-            "machine": _describe_machine(trainer.device),
-        }
+        machine = _describe_machine(trainer.device)
+        self.facts = {"data": _describe_data(trainer.train_dataloader), "machine": machine}
         self.found = self.manager.latest() if self.resume else None
         message = f"no checkpoint in {self.manager.folder} yet: the run begins at the beginning"
         if self.found:
@@ -187,7 +166,7 @@ class _Saving(Callback):
             for key, parameter in model.named_parameters():
                 parameter.requires_grad_(f"{name}.{key}" not in extra["frozen"])
 
-# %% ../nbs/3_training/38_checkpoints.ipynb #8c462baf
+# %% ../nbs/3_training/38_checkpoints.ipynb #c63545e9
 class Checkpoints(_Saving):
     """Save where a run stands; with `resume`, continue from there, to the last bit.
 

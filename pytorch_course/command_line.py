@@ -35,7 +35,6 @@ def _number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False
 
     return convert
 
-
 PositiveInt = Annotated[int, _number(int, 1)]
 NonNegativeInt = Annotated[int, _number(int, 0)]
 PositiveFloat = Annotated[float, _number(float, 0, above=True)]
@@ -51,7 +50,6 @@ def _options(kind) -> dict:
     if get_origin(kind) is Annotated: return {"type": arguments[1], "metavar": "N" if arguments[0] is int else "X"}
     if type(None) in arguments: return _options(arguments[0])  # `int | None`: an int, if it is given
     return {}
-
 
 def _add_arguments(parser: argparse.ArgumentParser, function: Callable, aliases: dict[str, str]):
     "Declare the parameters of a function as arguments of its command."
@@ -76,7 +74,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
-
 def make_parser(
     functions: list[Callable],  # one for each subcommand, parameters annotated and commented as here
     prog: str,  # name of the program
@@ -92,7 +89,6 @@ def make_parser(
         command.set_defaults(run=function)
         _add_arguments(command, function, aliases)
     return parser
-
 
 def _with_underscores(argv: list[str]) -> list[str]:
     "`--batch-size=8` as `--batch_size=8`; values and everything that is no flag stay as they are."
@@ -110,14 +106,12 @@ def user_message(
         text = f"{error.strerror}: {error.filename}"
     return " ".join(text.partition(". To accept it: ")[0].split()) or type(error).__name__
 
-
 def _explain(error: Exception) -> str | None:
     "One line for an error that the user can do something about; `None` for a bug."
     if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
         return "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
     if isinstance(error, RuntimeError) and type(error).__name__ != "DataLoaderWorkerError": return None
     return user_message(error)
-
 
 @contextmanager
 def _warnings_in_one_line(prog: str) -> Iterator[None]:
@@ -128,7 +122,6 @@ def _warnings_in_one_line(prog: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
 
 def run_command(
     parser: argparse.ArgumentParser,  # what `make_parser` returned

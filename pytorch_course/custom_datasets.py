@@ -42,7 +42,6 @@ def _read_table(path: Path):
     table = table.apply(lambda column: column.str.strip())
     return table[(table != "").any(axis=1)]
 
-
 def _read_annotations(path: Path, img_dir: Path) -> list[tuple[int, Path, str]]:
     "Line number, image file and label of every image; all of it checked."
     rows = [(line, img_dir/name, label) for line, name, label in _read_table(path).itertuples(name=None)]
@@ -64,7 +63,6 @@ def _apply(dataset, x, y) -> tuple:
     "A sample after the transforms of its data set."
     x = x if dataset.transform is None else dataset.transform(x)
     return x, y if dataset.target_transform is None else dataset.target_transform(y)
-
 
 class CustomImageDataset(Dataset):
     """Images listed in a CSV file (file name, label, more is ignored) as a data set of `(image, class index)`.
@@ -121,7 +119,6 @@ def _viewable(X: torch.Tensor, transform) -> torch.Tensor:
             break
     low, high = X.min(), X.max()
     return X.clamp(0, 1) if low >= -0.01 and high <= 1.01 else (X - low) / (high - low)
-
 
 def show_batch(
     dataloader_or_batch: DataLoader | Dataset | tuple | torch.Tensor,  # or a data set, or only `X (N, C, H, W)`
@@ -226,7 +223,6 @@ def _stratified_order(targets: torch.Tensor, generator: torch.Generator) -> torc
         along[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     return order[along[order].argsort(stable=True)]
 
-
 def split_dataset(
     dataset: Dataset,  # samples `(x, y)`; best without a transform, since each part gets its own
     lengths: Sequence[float] = (0.8, 0.2),  # fractions that sum to 1, or counts that sum to `len(dataset)`
@@ -276,7 +272,6 @@ class Delay:
     def __call__(self, x):
         time.sleep(self.seconds)
         return x
-
 
 def time_dataloader(
     dataset: Dataset,  # what is to be loaded; with workers it must be picklable, and its classes importable

@@ -49,18 +49,17 @@ def _is_visible(name: str) -> bool:
     "Not a hidden file or folder, and not what macOS adds to a zip."
     return not name.startswith(".") and name != "__MACOSX"
 
-
 def _links_back(path: Path, root: Path) -> bool:
     "Is this a link into the folder `root`, or to one that contains it?"
     if not path.is_symlink(): return False
     target, root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     return target.is_relative_to(root) or root.is_relative_to(target)
 
-
 def _find_classes(root: Path, skipped: Counter) -> list[str]:
     "Names of the class folders in `root`, sorted."
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}")
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    # Not `entry.is_dir()`, which fails for a link that leads to itself.
+    folders = sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry))
     classes = [name for name in folders if _is_visible(name) and not _links_back(root/name, root)]
     if not classes:
         raise FileNotFoundError(f"no class folders in {root}; expected {root}/<class>/<images>")
@@ -71,10 +70,8 @@ def _find_classes(root: Path, skipped: Counter) -> list[str]:
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".complete")
 
-
 def _stop(error: OSError):
     raise error  # `os.walk` would pass over a folder that it cannot read
-
 
 def _find_images(folder: str, skipped: Counter) -> list[str]:
     "Image files in a class folder, at any depth, sorted. Raises `ValueError` when there are none."
@@ -102,7 +99,6 @@ def _warn_skipped(root: str, skipped: Counter):
     names = ", ".join(f"{name} ({count})" for name, count in most[:6])
     more = ", ..." if len(most) > 6 else ""
     warnings.warn(f"{root}: skipped hidden files, links and non-image files: {names}{more}")
-
 
 class ImageFolder(Dataset):
     """Images in class folders, `root/<class>/**/<image>`, as a data set of `(image, class index)`.
@@ -145,7 +141,6 @@ def _splits_in(folder: Path) -> tuple[Path, Path] | None:
     for name in ("test", "val", "valid", "validation"):
         if (folder/"train").is_dir() and (folder/name).is_dir(): return folder/"train", folder/name
     return None
-
 
 def find_splits(
     folder: str | Path,  # holds `train` and `test` (or `val`, ...), perhaps one folder further down

@@ -25,7 +25,6 @@ class ProcessInfo(NamedTuple):
     world_size: int  # how many processes there are
     device: torch.device  # where its copy of the model belongs
 
-
 def _own_device(device: str | None) -> torch.device:
     "Under torchrun: a GPU of its own for each process, or the CPU."
     found = pick_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -36,7 +35,6 @@ def _own_device(device: str | None) -> torch.device:
         raise ValueError(f"no GPU left for local rank {index}: {advice}")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
 
 @contextmanager
 def process_group(
@@ -61,7 +59,6 @@ def process_group(
 
 # %% ../nbs/3_training/44_distributed.ipynb #a1e24969
 _OPTIONS = "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context generator"
-
 
 def shard_dataloader(
     dataloader: DataLoader,  # of a single process, shuffled or in order; its batch size is that of all together

@@ -36,7 +36,6 @@ def file_hash(
 class DownloadError(OSError):
     "A download that failed; the message says why and what to do."
 
-
 @dataclass(frozen=True)
 class RemoteFile:
     "A file on the internet and how to know that it is the right one. Raises `ValueError` for another kind of hash."
@@ -64,12 +63,15 @@ class RemoteFile:
 def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the response
     "Ask over HTTPS only, also after a redirect; plain HTTP just when it is this machine that is asked."
     import requests  # only when something is downloaded: many programs never do
+    from requests.adapters import HTTPAdapter
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
 
     with requests.Session() as session:
-        plain_http, parsed = session.adapters.pop("http://"), parse_url(url)
+        session.adapters.clear()
+        session.mount("https://", HTTPAdapter())
+        parsed = parse_url(url)
         if parsed.scheme == "http" and parsed.host in ("127.0.0.1", "localhost"):
-            session.mount(f"http://{parsed.netloc}/", plain_http)
+            session.mount(f"{parsed.scheme}://{parsed.netloc}/", HTTPAdapter())
         session.headers["Accept-Encoding"] = "identity"  # the length and the bytes of the file as it is
         try:
             response = session.get(url, stream=True, timeout=timeout)
@@ -77,7 +79,6 @@ def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the respon
             raise DownloadError("the address, or the one it redirects to, is not https") from error
         with response:
             yield response
-
 
 def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout: tuple[float, float]):
     "Write the answer to `path` with a progress bar; requests raises when the length is not what was announced."
@@ -112,7 +113,6 @@ def _reason(error: Exception) -> str:
     }
     return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error))
 
-
 def _mismatch(remote: RemoteFile, path: Path) -> str:
     "What came in place of the file."
     kind, _, expected = remote.hash.partition(":")
@@ -120,7 +120,6 @@ def _mismatch(remote: RemoteFile, path: Path) -> str:
         is_page = b"<html" in file.read(2048).lower()
     what = "a web page (a login page or a proxy?)" if is_page else "another file"
     return f"the server sent {what}: {kind} is {file_hash(path, kind)}, expected {expected}"
-
 
 def download(
     remote: RemoteFile,  # what to fetch

@@ -38,7 +38,6 @@ def _temporary_path(path: Path) -> Path:
     "A hidden temporary name in the same folder, so that renaming never has to copy."
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
-
 def _process_ended(pid: int, path: Path) -> bool:
     "Has the process ended that was making this file?"
     if os.name != "posix": return time.time() - path.stat().st_mtime > 86_400  # no signal 0 here; a day is long enough
@@ -49,7 +48,6 @@ def _process_ended(pid: int, path: Path) -> bool:
     except (PermissionError, OverflowError):
         pass  # somebody else's process; no process id at all
     return False
-
 
 def remove_stale_files(
     folder: str | Path,  # where to look, not further down

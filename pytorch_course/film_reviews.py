@@ -16,7 +16,6 @@ def _read_rules(text: str) -> dict[str, str]:
     "Rules from lines `name: option|option`; a line that begins with `|` continues the one above."
     return dict(line.split(": ", 1) for line in text.strip().replace("\n|", "|").splitlines())
 
-
 GRAMMAR = {"very": "|||really |simply |truly |quite |so |rather "} | _read_rules("""
 good: wonderful|brilliant|beautiful|clever|charming|fresh|excellent|delightful|great|memorable|lovely|superb|terrific
 |moving|gripping|convincing|impressive|magnificent
@@ -48,7 +47,7 @@ first: Ines|Walter|Sofia|Hugo|Amara|Peter|Lena|Viktor
 last: Farrow|Brandt|Castellan|Moreau|Whitlock|Sato|Dahl|Quist
 """)
 
-# %% ../nbs/2_data/24_film_reviews.ipynb #94f5f9d8
+# %% ../nbs/2_data/24_film_reviews.ipynb #1af70edf
 GRAMMAR |= _read_rules("""
 start: {title} is a {genre} about {who} who {task} {place}|I saw {title} {when}|this {genre} tells of {who} who {task}
 |my neighbor talked me into {title}|{title}, by {director}, is set {place}|I watched this {when}
@@ -127,7 +126,6 @@ class Review(NamedTuple):
     label: int
     stars: int
 
-
 def _typed(sentences: list[str], rng: np.random.Generator) -> str:
     "Sentences as somebody types them: capitals, marks, line breaks, missing spaces."
     sentences = [re.sub(r"\b([aA]) (?=[aeio])", r"\1n ", sentence) for sentence in sentences]
@@ -139,10 +137,9 @@ def _typed(sentences: list[str], rng: np.random.Generator) -> str:
     if rng.random() < 0.1:
         sentences[marked] = f"In short:\t{sentences[marked]}"
     between = "<br /><br />" if rng.random() < 0.25 else " "
-    text = "".join(sentence + (between if rng.random() < 0.4 else " ") for sentence in sentences)
-    text = text.strip().removesuffix("<br /><br />")
+    text = "".join(sentence + (between if rng.random() < 0.4 else " ") for sentence in sentences).strip()
+    text = text.removesuffix("<br /><br />")
     return re.sub(r"([,.;]) (?=[A-Za-z])", r"\1", text) if rng.random() < 0.15 else text
-
 
 def generate_reviews(
     count: int,  # number of reviews, every second one positive
@@ -168,10 +165,9 @@ def write_reviews(
     seed: int = 0,  # given to `generate_reviews`
 ) -> Path:  # `folder`
     "Write made-up film reviews in the layout of the IMDB archive, `train/pos/0_9.txt`: number and stars."
-    folder = Path(folder)
     for i, (text, label, stars) in enumerate(generate_reviews(train + test, seed)):
         split, number = ("train", i) if i < train else ("test", i - train)
-        path = folder/split/("neg", "pos")[label]/f"{number // 2}_{stars}.txt"
+        path = Path(folder, split, ("neg", "pos")[label], f"{number // 2}_{stars}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return folder
+    return Path(folder)

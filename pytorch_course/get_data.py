@@ -27,14 +27,12 @@ _BLOB_IDS = {  # name -> git's id of the archive, which is in image-folder layou
     "pizza_steak_sushi_20_percent": "dfc8ad2ae9415304d69cc6a0ee443c340cb29049",
 }
 
-
 def _write_zip(remote: RemoteFile) -> Callable[[Path, Path], None]:
     "A function that fills a folder from a zip file."
     return lambda downloads, folder: extract_zip(download(remote, downloads), folder)
 
 # %% ../nbs/2_data/25_get_data.ipynb #1ca63c0b
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
-
 
 def _write_split(dataset, folder: Path, description: str):
     "Write a torchvision data set of PIL images as PNG files in class folders."
@@ -44,7 +42,6 @@ def _write_split(dataset, folder: Path, description: str):
     for i, (image, class_index) in enumerate(tqdm(dataset, desc=description, unit=" files", **progress_bar_options())):
         image.save(folder/names[class_index]/f"{i:05d}.png", compress_level=1)
 
-
 def _write_torchvision(dataset_class: type, files: list[RemoteFile], downloads: Path, raw: Path, folder: Path):
     "Fetch the published files, have torchvision verify and decode them, write images."
     for file in files:
@@ -53,13 +50,11 @@ def _write_torchvision(dataset_class: type, files: list[RemoteFile], downloads: 
         dataset = dataset_class(downloads, train=split == "train", download=True)  # finds the files in place
         _write_split(dataset, folder/split, split)
 
-
 def _write_fashion_mnist(downloads: Path, folder: Path):
     "FashionMNIST: H. Xiao et al., 2017; 70,000 gray images of clothes, 28 x 28."
     from torchvision.datasets import FashionMNIST
     files = [RemoteFile(f"{_FASHION}/{name}", f"md5:{md5}") for name, md5 in FashionMNIST.resources]
     _write_torchvision(FashionMNIST, files, downloads, downloads/"FashionMNIST"/"raw", folder)
-
 
 def _write_cifar10(downloads: Path, folder: Path):
     "CIFAR-10: A. Krizhevsky, 2009; 60,000 color images, 32 x 32."
@@ -71,11 +66,9 @@ IMDB = RemoteFile(  # A. Maas et al., "Learning Word Vectors for Sentiment Analy
     "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "md5:7c2ac02c03563afcf9b574c7e56c153a"
 )
 
-
 def _is_review(name: str) -> bool:
     "A labeled review of the IMDB archive: `aclImdb/train/pos/0_9.txt`."
     return re.search(r"(^|/)(train|test)/(neg|pos)/[^/]+\.txt$", name) is not None
-
 
 def write_imdb(
     folder: str | Path,  # existing folder, filled with `aclImdb/train` and `aclImdb/test`
@@ -107,7 +100,6 @@ _DATASETS: dict[str, Callable[[Path, Path], object]] = {  # name -> function(fol
     "imdb": lambda downloads, folder: write_imdb(folder, downloads),
 }
 
-
 def list_datasets() -> list[str]:
     "Names that `get_data` knows; the first three need no network."
     return list(_DATASETS)
@@ -135,7 +127,6 @@ def get_data(
     known = ", ".join(_DATASETS)
     raise ValueError(f"unknown data set {str(name)!r}; choose one of {known}, or give a folder or a zip file")
 
-
 def _write_named(name: str, downloads: Path, folder: Path):
     "Fill `folder`; complete downloads are kept if it fails, for the next try."
     try:
@@ -145,7 +136,6 @@ def _write_named(name: str, downloads: Path, folder: Path):
     shutil.rmtree(downloads, ignore_errors=True)  # its content is in the folder now
     with suppress(OSError):  # another set may be on its way
         downloads.parent.rmdir()
-
 
 def _unpack(path: Path, folder: Path) -> Path:
     "A local zip file as a folder; unpacked again, and replaced as a whole, only when the file has changed."

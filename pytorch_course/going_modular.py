@@ -29,7 +29,6 @@ def _count_files(split: Path) -> dict[str, int]:
             raise ValueError(f"no files in {split/name}; remove the folder or fill it")
     return counts
 
-
 def get_data(
     name: str,  # name of a data set, or a folder or zip file of your own
     root: str = "data",  # folder for data sets
@@ -46,10 +45,11 @@ def get_data(
     counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
     print(f"{folder}: {counts} in {len(train)} classes")
 
-# %% ../nbs/06_going_modular.ipynb #74703343
+# %% ../nbs/06_going_modular.ipynb #467f9c03
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
+    runs.choose_model(args.model, 3, 2, args.hidden_units)  # find a wrong name before any data
     train_dir, test_dir, name = runs.find_data(
         args.data, args.train_dir, args.test_dir, args.root, args.resume
     )
@@ -84,7 +84,6 @@ def _print_performance(args: SimpleNamespace, dataloaders: list):
 
     return PrintPerformance()
 
-
 def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, model):
     "What is trained on what, in three lines."
     from pytorch_course.model import count_parameters
@@ -95,7 +94,6 @@ def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, m
     parameters = f"{count_parameters(model):,} parameters"
     print(f"model   {type(model).__name__}, {parameters}, images {size} x {size}")
     print(f"device  {args.device}, seed {args.seed}")
-
 
 def _print_result(folder: Path, accuracy: float, test_set):
     "How good it is, where it is, and what to do next."
@@ -177,7 +175,6 @@ def _plot_predictions(results: list[dict], path: str):
     images = [open_image(result["path"]) for result in results]
     plot_images(images, titles, size=2).savefig(path, dpi=150)
 
-
 def predict(
     model: str,  # model.pt as saved by train, or the run's folder
     images: list[str],  # image files of any size and kind
@@ -190,7 +187,8 @@ def predict(
     from pytorch_course.save_load import load_model, predict_images
     from pytorch_course.tensors import pick_device
     network, info = load_model(model, pick_device(device))
-    results = predict_images(network, info, images, topk)
+    paths: list[str | Path] = [*images]
+    results = predict_images(network, info, paths, topk)
     if plot:
         _plot_predictions(results, plot)
     if json: return print(json_module.dumps(results, indent=2))
@@ -238,7 +236,6 @@ def scaffold(
     print(*scripts.scaffold(directory), sep="\n")
     print(f"next: {shlex.join(['cd', directory])} && python get_data.py && python train.py")
 
-
 def doctor(
     root: str = "data",  # folder for data sets
     json: bool = False,  # print JSON instead of text
@@ -247,7 +244,7 @@ def doctor(
     from pytorch_course.doctor import diagnose, print_report
     return print_report(diagnose(".", root), json)
 
-# %% ../nbs/06_going_modular.ipynb #079bad9a
+# %% ../nbs/06_going_modular.ipynb #47982072
 def main(
     argv: list[str] | None = None,  # words of the command line; by default those of this process
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM

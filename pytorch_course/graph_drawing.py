@@ -81,7 +81,6 @@ def _check_recorded(output):
         reason = "it was computed inside torch.inference_mode(); compute it again outside of it"
     raise ValueError(f"there is no graph behind this tensor of shape {tuple(output.shape)}: {reason}")
 
-
 def draw_graph(
     output: Tensor,  # the result whose graph is drawn, for example a loss
     params: Mapping[str, Tensor] | nn.Module | None = None,  # tensors by name, or a model

@@ -19,7 +19,6 @@ _LINE_HEIGHT = {"title": 18, "detail": 16, "accent": 16}
 def _shorten(text):
     return text if len(text) <= 40 else f"{text[:20]}…{text[-19:]}"
 
-
 @dataclass(eq=False)
 class GraphNode:
     "One node of a graph: what its box says and which nodes flow into it."
@@ -99,7 +98,6 @@ def _write_svg(layers, description):
             f' font-family="system-ui, Segoe UI, Roboto, Helvetica, Arial, sans-serif" text-anchor="middle">'
             f"<title>Graph</title><desc>{_text(description)}</desc>"
             f'<g fill="none" stroke="{_ARROW}" stroke-width="1.5">{arrows}</g>{boxes}</svg>')
-
 
 @dataclass(frozen=True)
 class GraphDrawing:
@@ -196,7 +194,6 @@ def _copies(nodes):
         copies[node] = replace(node, lines=list(node.lines), inputs=[copies[source] for source in node.inputs])
     return list(copies.values())
 
-
 def draw_nodes(
     nodes: Iterable[GraphNode],  # a graph: every node after its inputs, the result last; left as they are
     description: str,  # the drawing in words, for people who listen to the page
@@ -223,7 +220,6 @@ def _merge_layers(nodes):
     for node in nodes:
         node.inputs = list(dict.fromkeys(merged.get(source, source) for source in node.inputs))
     return list(dict.fromkeys(merged.get(node, node) for node in nodes))
-
 
 def merge_nodes(
     nodes: Iterable[GraphNode],  # a graph: every node after its inputs, the result last; left as they are

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Callback', 'Hooks', 'update_meter', 'History', 'metric_state', 'ProgressBar']
 
-# %% ../nbs/3_training/30d_hooks.ipynb #ebfad03f
+# %% ../nbs/3_training/30d_hooks.ipynb #dddb8a74
 import time
 from collections.abc import Callable
+from typing import Any
 import torch
 from tqdm import tqdm
 from .arguments import batch_size, to_device
 from .files import progress_bar_options
 from .training import EpochMeter
 
-# %% ../nbs/3_training/30d_hooks.ipynb #0f4a5779
+# %% ../nbs/3_training/30d_hooks.ipynb #b5d9a1f0
 class Callback:
     "Base of all callbacks: override the hooks you need; each one gets the trainer."
 
@@ -78,12 +79,22 @@ class Callback:
                 message = f"{cls.__name__}.{name} is no hook and would never be called"
                 raise TypeError(f"{message}; the hooks are {', '.join(known)}")
 
-# %% ../nbs/3_training/30d_hooks.ipynb #0d45faf8
+# %% ../nbs/3_training/30d_hooks.ipynb #c7b04755
 class Hooks:
     "Callbacks, and how they are called."
 
     callbacks: list[Callback]
+    optimizer: Any
+    accumulating: bool
+    backward: Callable  # these three are set for each epoch
+    update: Callable
+    after_backward: list[Callable]
     counters = ("start_epoch", "epoch", "batch_index", "steps", "should_stop")  # where a run stands
+
+    @property
+    def end_epoch(self) -> int:
+        "Number of epochs when this `fit` ends, together with those of earlier calls."
+        return self.start_epoch + self.epochs  # type: ignore
 
     def hooks(self, name: str) -> list[Callable]:
         "The methods of this name, of those callbacks that override it, in their order."
@@ -109,7 +120,7 @@ class Hooks:
         "Continue where `state_dict` was taken."
         vars(self).update(state)
 
-# %% ../nbs/3_training/30d_hooks.ipynb #f80526f1
+# %% ../nbs/3_training/30d_hooks.ipynb #6f28182d
 def update_meter(
     meter: EpochMeter,  # of this epoch
     trainer,  # were metrics asked for?
@@ -131,8 +142,9 @@ def update_meter(
         meter.losses.append(loss)
         meter.weights.append(batch_size(batch))
     for name, number in numbers.items():
+        if name == "loss" or name in meter.functions or name in meter.objects:
+            raise ValueError(f"step returned a number called {name!r}, which is the name of the loss or of a metric")
         meter.add_number(name, number, batch_size(batch))
-
 
 class History(Callback):
     "A row per epoch in `trainer.history`, with the means over all samples."
@@ -172,14 +184,13 @@ class History(Callback):
             load = getattr(metric, "load_state_dict", vars(metric).update)
             load(values)
 
-
 def metric_state(metric) -> dict:
     "State of a metric object: torchmetrics keeps it to itself unless it is told to be persistent."
     if hasattr(metric, "persistent"):
         metric.persistent(True)
     return metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
 
-# %% ../nbs/3_training/30d_hooks.ipynb #46fac9c5
+# %% ../nbs/3_training/30d_hooks.ipynb #67a95ac5
 class ProgressBar(Callback):
     "A bar within each epoch, in a terminal; a line with the metrics after it."
 

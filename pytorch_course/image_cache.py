@@ -34,11 +34,9 @@ from .system import available_memory, cpu_count, suggest_num_workers
 # %% ../nbs/2_data/28_image_cache.ipynb #bbb047ab
 _LARGE_FILE = 20_000  # bytes; from this size on several threads decode faster than one
 
-
 def _shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     "Zeros, `uint8`, in memory that this process shares with its workers."
     return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
-
 
 class _ImageStore:
     "Images as bytes, each one decoded when it is first asked for; without `pixels`, each time."
@@ -99,7 +97,6 @@ class _ImageStore:
 
 # %% ../nbs/2_data/28_image_cache.ipynb #a8361cf7
 _HEADER = 4096  # bytes at the beginning of the file: one page for the key
-
 
 class _FileStore(_ImageStore):
     "An `_ImageStore` with its pixels in a file, which has a temporary name until all are decoded."
@@ -208,7 +205,6 @@ class CollatedBatch(Sequence):
         return len(self.y)
     def __getitem__(self, index):
         return self.X[index], self.y[index]
-
 
 def collate_batch(
     samples: CollatedBatch | list,  # a whole batch, or a list of samples

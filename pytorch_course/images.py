@@ -23,13 +23,11 @@ class ImageError(ValueError):
     def __init__(self, message: str):
         super().__init__(message.rpartition("ImageError: ")[2].strip())
 
-
 class MissingImageError(ImageError, FileNotFoundError):
     "An image that is not there."
 
 # %% ../nbs/1_basics/13_images.ipynb #d001d92c
 MAX_PIXELS = 80_000_000  # 240 MB once decoded; anything above is a mistake or an attack
-
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     "`image` as upright 8-bit RGB, decoded; a copy only where it has to be one."
@@ -40,7 +38,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
-
 
 @contextmanager
 def open_image_header(
@@ -53,7 +50,6 @@ def open_image_header(
     # Not by its name: Pillow 13 would map the file into memory, which scrambles gray TIFF files stored sideways.
     with open(path, "rb") as file:
         yield Image.open(file)
-
 
 def open_image(
     path: str | Path,  # an image file in any format that Pillow reads, except those that are programs

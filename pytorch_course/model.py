@@ -24,7 +24,6 @@ class LinearRegressionModel(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weights * x + self.bias
 
-
 class LinearRegressionModelV2(nn.Module):
     "A straight line with a layer: `(N, 1)` in, `(N, 1)` out."
     def __init__(self):
@@ -73,7 +72,6 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.Conv2d(out_channels, out_channels, kernel_size=3), nn.ReLU(),
         nn.MaxPool2d(kernel_size=2, stride=2),
     )
-
 
 class TinyVGG(nn.Module):
     """Two convolutional blocks and a linear classifier: images in, logits `(N, output_shape)` out.
@@ -161,14 +159,12 @@ _NETWORKS = (
 )
 _MODELS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in _NETWORKS}
 
-
 def register_model(
     model_class: ModelClass,  # its name in lower case becomes the name for `build_model`
 ) -> ModelClass:  # the same class, so that this works as a decorator
     "Make a model class known to `build_model`; works for your own classes too."
     _MODELS[model_class.__name__.lower()] = model_class
     return model_class
-
 
 def list_models() -> list[str]:
     "Names for `build_model`, sorted."
@@ -183,7 +179,6 @@ def get_model_class(
     if key not in _MODELS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
     return _MODELS[key]
-
 
 def build_model(
     name: str,  # one of `list_models()`; case, hyphens and underscores are ignored

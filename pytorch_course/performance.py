@@ -28,13 +28,11 @@ _WHILE_TRAINING = {_MAPS: 0, _TRIM: 2**31 - 1, _PAD: 64 << 20}  # a number of bl
 _AFTERWARDS = {_MAPS: 65536, _TRIM: 64 << 20, _PAD: 128 << 10, _MAP_FROM: 32 << 20}
 _ACTIVE: list[bool] = []  # blocks of this process; only the outermost changes settings
 
-
 @contextmanager
 def keep_freed_memory() -> Iterator[bool]:
-    """Memory that tensors free stays with the program; when the block ends, it goes back to the system.
+    """Memory that tensors free stays with the program until the block ends; the results are bit-identical.
 
-    Results stay bit-identical. Yields whether it works here: it needs glibc, the C library of most Linux systems.
-    Blocks may be nested. Source: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
+    Yields whether it works here: it needs glibc. Source: https://man7.org/linux/man-pages/man3/mallopt.3.html.
     """
     try:
         library = ctypes.CDLL(None)  # all that is loaded already
@@ -52,7 +50,6 @@ def keep_freed_memory() -> Iterator[bool]:
                 set_option(option, value)
             trim(0)
 
-
 class KeepMemory(Callback):
     "`keep_freed_memory` while training."
 
@@ -62,20 +59,15 @@ class KeepMemory(Callback):
 # %% ../nbs/3_training/39_performance.ipynb #f3c4ce49
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
 class MixedPrecision(Callback):
-    """Most of the computation in 16 bits; weights, sums and losses stay in 32.
+    """Most of the computation in 16 bits, `"bf16"` or `"fp16"`; weights, sums and losses stay in 32.
 
-    Raises `ValueError` for another name, and for `"bf16"` on a GPU that cannot do it.
-    Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740.
+    Raises `ValueError` where this is not possible. Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740.
     """
 
     order = -50  # gradients are unscaled before others look at them
 
-    def __init__(
-        self,
-        precision: str = "bf16",  # or `"fp16"`
-    ):
+    def __init__(self, precision: str = "bf16"):  # or `"fp16"`
         if precision not in _DTYPES: raise ValueError(f'precision must be "bf16" or "fp16", not {precision!r}')
         self.precision = precision
         self.scaler: torch.amp.GradScaler | None = None
@@ -120,9 +112,7 @@ class MixedPrecision(Callback):
             self.scaler.load_state_dict(state["scaler"])
 
 # %% ../nbs/3_training/39_performance.ipynb #423ef33d
-def match_memory_format(
-    optimizer: torch.optim.Optimizer,  # may have made steps already; changed in place
-):
+def match_memory_format(optimizer: torch.optim.Optimizer):
     "Give the optimizer's state the memory format of its parameters. Needed when theirs has changed."
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -136,16 +126,13 @@ def prefers_channels_last(
     device: torch.device,  # where it will be trained
     mixed: bool = False,  # mixed precision; on a GPU, channels last pays only with it
 ) -> bool:
-    """Whether channels last will probably be faster: the model has 2d convolutions, and no 3d ones.
-
-    Not so for a model in `DistributedDataParallel`, whose buffers fit the format it had.
-    """
-    if isinstance(model, nn.parallel.DistributedDataParallel): return False
+    "Whether channels last will probably be faster: the model has 2d convolutions, and no 3d ones."
+    if isinstance(model, nn.parallel.DistributedDataParallel): return False  # its buffers have the default format
     helps = torch.backends.mkldnn.is_available() if device.type == "cpu" else device.type == "cuda" and mixed
     has_video = any(parameter.ndim == 5 for parameter in model.parameters())
     return helps and not has_video and any(isinstance(module, nn.Conv2d) for module in model.modules())
 
-# %% ../nbs/3_training/39_performance.ipynb #e1685cf0
+# %% ../nbs/3_training/39_performance.ipynb #ffef670d
 class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
 
@@ -230,12 +217,8 @@ def _tensors(batch) -> Iterator[torch.Tensor]:
         for value in batch.values() if isinstance(batch, dict) else batch:
             yield from _tensors(value)
 
-
-def prefetch_to_device(
-    batches: Iterable,  # of any structure
-    device: str | torch.device,  # a CUDA device
-) -> Iterator:  # the batches, on the device
-    "Copy each batch on a stream of its own while the one before it is computed with."
+def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterator:
+    "On a CUDA device: copy each batch on a stream of its own while the one before it is computed with."
     stream = torch.cuda.Stream(device)
     waiting = None
 
@@ -258,7 +241,6 @@ def prefetch_to_device(
         waiting = following
     if waiting:
         yield arrived(*waiting)
-
 
 class PrefetchToDevice(Callback):
     "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."

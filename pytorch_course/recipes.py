@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['fit', 'QuickNet', 'train_cifar10_quickly']
 
-# %% ../nbs/3_training/46_recipes.ipynb #441260e2
+# %% ../nbs/3_training/46_recipes.ipynb #b05ad867
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 import torch
 from torch import nn
+from .arguments import check_trainer_arguments
 from .augmentation import RandomFlipCrop
 from .callbacks import EarlyStopping, OneCycle
 from .checkpoints import CheckpointManager, Checkpoints
@@ -22,7 +23,7 @@ from .reproducibility import Reproducible
 from .trainer import Trainer
 from .worker_errors import ExplainWorkerErrors
 
-# %% ../nbs/3_training/46_recipes.ipynb #a61461fb
+# %% ../nbs/3_training/46_recipes.ipynb #b6410567
 def _performance(precision: str, channels_last: bool | None, compile: bool) -> list[Callback]:
     "Callbacks for speed. Raises `ValueError` for another precision."
     callbacks: list[Callback] = [KeepMemory(), PrefetchToDevice()]
@@ -34,7 +35,7 @@ def _performance(precision: str, channels_last: bool | None, compile: bool) -> l
         callbacks.append(Compile())
     return callbacks
 
-# %% ../nbs/3_training/46_recipes.ipynb #92740518
+# %% ../nbs/3_training/46_recipes.ipynb #626b6139
 def fit(
     model: nn.Module,  # moved to `device` and trained
     train_dataloader: Iterable,  # batches `(X, y)` to learn from
@@ -47,7 +48,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,  # `None`: Adam
     metrics: dict[str, Callable] | None = None,  # `None`: what suits the loss
     device: str | torch.device | None = None,  # `None`: where the model is
-    seed: int | None = None,  # of order, augmentation and dropout; `None`: drawn from PyTorch's generator
+    seed: int | None = None,  # of order, augmentation and dropout; `None`: not repeatable, or 42 with checkpoints
     checkpoint_dir: str | Path | CheckpointManager | None = None,  # folder for checkpoints, which allow a resume
     resume: bool = False,  # continue from the newest checkpoint there, if there is one
     patience: int | None = None,  # stop after so many epochs without improvement
@@ -64,31 +65,30 @@ def fit(
     """
     if resume and checkpoint_dir is None:
         raise ValueError("resume=True needs a checkpoint_dir, the folder of the checkpoints")
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
-    chosen = [Reproducible(seed), ExplainWorkerErrors(), Checks(ignore)]
-    chosen += _performance(precision, channels_last, compile)
+    loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
+    check_trainer_arguments(model, loss_fn, optimizer, metrics)
+    chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), *_performance(precision, channels_last, compile)]
     if checkpoint_dir is not None:
         chosen.append(Checkpoints(checkpoint_dir, resume))
+    if seed is not None or checkpoint_dir is not None:
+        chosen.append(Reproducible(42 if seed is None else seed))
     if patience is not None:
         chosen.append(EarlyStopping("train_loss" if valid_dataloader is None else "valid_loss", patience))
     if max_lr is not None:
         chosen.append(OneCycle(max_lr, cycle_momentum=False))
-    loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     optimizer = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
     chosen += callbacks
     trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen, progress=progress)
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer
 
-# %% ../nbs/3_training/46_recipes.ipynb #c9d7ae33
+# %% ../nbs/3_training/46_recipes.ipynb #6d69d146
 def _block(in_channels: int, out_channels: int, pool: bool, **options) -> nn.Sequential:
     "Convolution, perhaps pooling, then what treats each pixel alone."
     layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, padding=1, bias=False, **options)]
     if pool:
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.BatchNorm2d(out_channels), nn.ReLU())
-
 
 class QuickNet(nn.Module):
     """A small fast network for images of at least 32 x 32 pixels: `(N, input_shape, H, W)` in, logits out.
@@ -115,7 +115,7 @@ class QuickNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x).amax(dim=(2, 3))) / 8
 
-# %% ../nbs/3_training/46_recipes.ipynb #ba716d84
+# %% ../nbs/3_training/46_recipes.ipynb #e518f128
 def train_cifar10_quickly(
     train_dir: str | Path,  # folder of class folders to train on
     test_dir: str | Path,  # folder of class folders to test on

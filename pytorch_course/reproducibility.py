@@ -24,16 +24,14 @@ class SeededIndices(list):
 
     seed: int = 0
 
-
 class _SeededDataset(Dataset):
     "A dataset whose samples depend on nothing but the seed and their index, in whatever process."
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
-        inner = dataset
-        while isinstance(inner, Subset):
-            inner = inner.dataset
-        self.in_batches = hasattr(inner, "__getitems__")
-        self.random = type(inner) is not TensorDataset  # the one kind that surely draws nothing
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        self.in_batches = hasattr(dataset, "__getitems__")
+        self.random = type(dataset) is not TensorDataset  # the one kind that surely draws nothing
 
     def __len__(self):
         return len(self.dataset)  # type: ignore
@@ -60,12 +58,11 @@ class _SeededDataset(Dataset):
             seed_generators(_sample_seed(seed, index))
         return self.dataset[index]
 
-
 def _sample_seed(seed: int, index) -> int:
     number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
     return derive_seed(seed, number)
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #2ad090d1
+# %% ../nbs/3_training/34_reproducibility.ipynb #d28d4c1a
 class _FixedBatchSampler:
     "A batch sampler whose lists are set from outside."
     lists: list[SeededIndices] = []
@@ -75,7 +72,6 @@ class _FixedBatchSampler:
 
     def __len__(self):
         return len(self.lists)
-
 
 class _WorkerInit:
     "Ignore Ctrl-C, wait five seconds after SIGTERM; then what the user wants at the start of a worker."
@@ -89,7 +85,6 @@ class _WorkerInit:
         if self.user_init:
             self.user_init(worker)
 
-
 def _seed_attributes(place, seed: int):
     "Seed the generators that a sampler keeps for itself."
     for generator in vars(place).values():
@@ -100,7 +95,6 @@ def _seed_attributes(place, seed: int):
         elif isinstance(generator, np.random.Generator):
             generator.bit_generator.state = type(generator.bit_generator)(seed).state
 
-
 def _seed_samplers(loader, seed: int, epoch: int):
     "Seed the global generators, and those of the samplers of a loader."
     seed_generators(seed)
@@ -109,43 +103,27 @@ def _seed_samplers(loader, seed: int, epoch: int):
         if hasattr(place, "__dict__"):
             _seed_attributes(place, seed)
         if hasattr(place, "set_epoch"):
-            place.set_epoch(epoch)
-
+            place.set_epoch(epoch)  # type: ignore
 
 _ORDER, _SAMPLES = 1, 2  # purposes: the same numbers must not give the same draws for both
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #2b66c108
-_OPTIONS = (
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-)
-
+# %% ../nbs/3_training/34_reproducibility.ipynb #0db88b1d
+_SAME = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context")
 
 def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> DataLoader:
     "The same loader, but for the batch sampler and the seeds. Workers get a time-out of 120 s if they have none."
-    options = {name: getattr(loader, name) for name in _OPTIONS}
+    options = {name: getattr(loader, name) for name in _SAME}
     if loader.num_workers:
         options["timeout"] = loader.timeout or 120
         options["worker_init_fn"] = _WorkerInit(loader.worker_init_fn)
     return DataLoader(_SeededDataset(loader.dataset), batch_sampler=batch_sampler, **options)  # type: ignore
 
-
-def _is_indexed(loader) -> bool:
-    "Whether a loader's samples have indices."
-    if not isinstance(loader, DataLoader) or loader.batch_sampler is None: return False
-    return not isinstance(loader.dataset, IterableDataset)
-
 # %% ../nbs/3_training/34_reproducibility.ipynb #18733ce8
 class SeededDataLoader:
     """A dataloader whose order is a function of seed and epoch, and each sample one of seed, epoch and index.
 
-    It gives the same batches for any number of workers, from any batch on. Works for a `DataLoader` with any sampler
-    that draws from a global generator or from one of its own. Other iterables are repeated from the start of the epoch
-    and the batches that were done are skipped; there, random samples depend on the number of workers.
+    It gives the same batches for any number of workers, from any batch on. Iterables that are no `DataLoader`, and
+    streams, are repeated from the start of the epoch; there, random samples depend on the number of workers.
     """
     def __init__(
         self,
@@ -157,20 +135,16 @@ class SeededDataLoader:
         self.running = None
         self.set_position(0)
         self.batch_sampler = _FixedBatchSampler()
-        self.indexed = _is_indexed(dataloader)
+        has_lists = isinstance(dataloader, DataLoader) and dataloader.batch_sampler is not None
+        self.indexed = has_lists and not isinstance(dataloader.dataset, IterableDataset)  # type: ignore
         self.loader = _seeded_loader(dataloader, self.batch_sampler) if self.indexed else dataloader  # type: ignore
 
     def __len__(self) -> int:
         return len(self.dataloader)  # type: ignore
 
-    def set_position(
-        self,
-        epoch: int,  # from 0
-        batch_index: int = 0,  # so many batches are skipped
-    ) -> "SeededDataLoader":  # itself
-        "Where the next pass begins; later passes begin at the same place."
-        self.epoch = epoch
-        self.batch_index = batch_index
+    def set_position(self, epoch: int, batch_index: int = 0) -> "SeededDataLoader":
+        "The epoch, from 0, and the batch where the next pass begins; later passes begin at the same place."
+        self.epoch, self.batch_index = epoch, batch_index
         return self
 
     def __iter__(self) -> Iterator:
@@ -201,22 +175,15 @@ class SeededDataLoader:
             self.running._shutdown_workers()  # type: ignore
         self.running = None
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #66f55d3c
+# %% ../nbs/3_training/34_reproducibility.ipynb #2e748b22
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
 
-
 class Reproducible(Callback):
-    """Everything random in a run is a function of the seed and of counters.
-
-    The order of the samples: of seed and epoch. A sample: of seed, epoch and index. Dropout: of seed and step.
-    """
+    "Everything random in a run is a function of the seed and of counters: epoch, sample index, step."
 
     order = -1000  # the first to be called: whatever other callbacks draw begins at a known place
 
-    def __init__(
-        self,
-        seed: int = 42,  # 0 or more
-    ):
+    def __init__(self, seed: int = 42):
         if not isinstance(seed, int) or seed < 0: raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
         self.seed = seed
         self.loaders: dict[str, SeededDataLoader] = {}

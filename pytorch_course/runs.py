@@ -6,7 +6,7 @@
 __all__ = ['CHANGEABLE', 'make_config', 'write_config', 'read_config', 'resumable', 'open_run', 'find_data', 'choose_model',
            'history_table', 'save_run', 'describe_performance']
 
-# %% ../nbs/4_tools/50_runs.ipynb #6f13e2c5
+# %% ../nbs/4_tools/50_runs.ipynb #e32247ea
 import inspect
 import itertools
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 from . import __version__
 from .command_line import user_message
 
-# %% ../nbs/4_tools/50_runs.ipynb #634c2ee6
+# %% ../nbs/4_tools/50_runs.ipynb #34fe8be1
 def _new_path(out: str | None, name: str) -> Path:
     "The folder for a new run: `out`, or `runs/<name>`, or `runs/<name>-2` ..."
     if out:
@@ -29,7 +29,6 @@ def _new_path(out: str | None, name: str) -> Path:
         return Path(out)
     candidates = (Path("runs")/(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
     return next(path for path in candidates if not path.exists())
-
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
@@ -52,7 +51,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
                         folder.rmdir()
         raise
 
-# %% ../nbs/4_tools/50_runs.ipynb #719a270a
+# %% ../nbs/4_tools/50_runs.ipynb #caaeace4
 def make_config(
     settings: dict,  # arguments of the run, by name
     name: str,  # of the data
@@ -67,7 +66,6 @@ def make_config(
     versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return {**settings, "device": device, "name": name, **folders, "versions": versions}
 
-
 def write_config(
     folder: Path,  # of the run
     config: dict,  # what `make_config` returned
@@ -77,7 +75,6 @@ def write_config(
 
     with atomic_write(folder/"config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
 
 def read_config(
     folder: str | Path,  # of a run
@@ -90,9 +87,8 @@ def read_config(
         return json.loads(path.read_text(encoding="utf-8"))
     return {}
 
-# %% ../nbs/4_tools/50_runs.ipynb #8779fdaa
+# %% ../nbs/4_tools/50_runs.ipynb #68fb528a
 CHANGEABLE = ("epochs", "num_workers", "no_cache", "device")  # settings that may be given anew when a run is resumed
-
 
 def _resumed_settings(given: dict, names: list[str]) -> dict:
     "The saved settings, completed by those that were given. Raises `ValueError` for those that cannot change."
@@ -107,7 +103,6 @@ def _resumed_settings(given: dict, names: list[str]) -> dict:
         raise ValueError(f"{folder} is a finished run without checkpoints, so it cannot be resumed; train anew")
     return {name: saved.get(name) for name in names} | given
 
-
 def resumable(
     train: Callable,  # all its parameters have names; one of them is `resume`, the folder of a run or `None`
 ) -> Callable:  # the same, but with `resume` all other settings come from that run
@@ -119,7 +114,7 @@ def resumable(
 
     return train_or_resume
 
-# %% ../nbs/4_tools/50_runs.ipynb #aaaf97ee
+# %% ../nbs/4_tools/50_runs.ipynb #ee18dd8f
 @contextmanager
 def open_run(
     name: str,  # of a new run, for example `digits-tinyvgg`
@@ -144,7 +139,7 @@ def open_run(
         if not checkpoints or "non_finite" not in str(error): raise
         raise ValueError(f"{user_message(error)}. The last good checkpoint is {checkpoints[-1]}") from error
 
-# %% ../nbs/4_tools/50_runs.ipynb #a9874246
+# %% ../nbs/4_tools/50_runs.ipynb #a4063d33
 def find_data(
     data: str | None = None,  # name, folder or zip file; `None`: digits, unless there are folders
     train_dir: str | None = None,  # folder of class folders, instead of `data`
@@ -166,7 +161,7 @@ def find_data(
         raise ValueError("--train_dir and --test_dir go together; one of them is missing")
     return Path(train_dir), Path(test_dir), Path(train_dir).resolve().parent.name or "data"
 
-# %% ../nbs/4_tools/50_runs.ipynb #b0774bf9
+# %% ../nbs/4_tools/50_runs.ipynb #a6b8ec57
 def choose_model(
     name: str,  # one of `list_models()`
     channels: int,  # of the images
@@ -186,7 +181,7 @@ def choose_model(
     known["image_size"] = image_size or takes["image_size"].default
     return cls.__name__.lower(), {name: value for name, value in known.items() if name in takes}
 
-# %% ../nbs/4_tools/50_runs.ipynb #9d6a2ba6
+# %% ../nbs/4_tools/50_runs.ipynb #952dded6
 def history_table(
     history: list[dict],  # a row for each epoch, `{"epoch": 1, "train_loss": ..., "valid_loss": ...}`
 ):  # a pandas DataFrame
@@ -194,7 +189,6 @@ def history_table(
     import pandas as pd
 
     return pd.DataFrame(history).rename(columns=lambda name: name.replace("valid_", "test_"))
-
 
 def save_run(
     folder: Path,  # of the run
@@ -215,7 +209,7 @@ def save_run(
     write_config(folder, {**config, "model_info": info.to_dict()})
     save_model(model, folder, "model.pt", info)
 
-# %% ../nbs/4_tools/50_runs.ipynb #148a63ba
+# %% ../nbs/4_tools/50_runs.ipynb #09e393ff
 def describe_performance(
     model,  # as it is trained
     dataloaders: list,  # for training and testing

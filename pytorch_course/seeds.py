@@ -16,14 +16,12 @@ from torch.utils.data import DataLoader
 # %% ../nbs/1_basics/10_seeds.ipynb #cc6ad3f4
 _MASK = 2**64 - 1
 
-
 def _mix(state, number):
     "One more number mixed into the state; Python integers and `uint64` arrays alike."
     state = (state ^ number) + 0x9E3779B97F4A7C15 & _MASK
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
     return state ^ state >> 31
-
 
 def derive_seed(
     *numbers: int,  # for example seed, epoch and sample index; their order matters
@@ -75,7 +73,6 @@ def get_rng_state() -> dict:  # tensors, numbers, strings and lists only
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
-
 
 def set_rng_state(
     state: dict,  # from `get_rng_state`, perhaps of another process

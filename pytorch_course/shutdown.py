@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GracefulShutdown']
 
-# %% ../nbs/3_training/37a_shutdown.ipynb #8108d866
+# %% ../nbs/3_training/37a_shutdown.ipynb #3d2ddf91
 import os
 import signal
 import sys

@@ -28,11 +28,9 @@ def _cgroup_files(controller: str, name: str) -> Iterator[Path]:
             if folder.is_relative_to(root) and (folder/name).is_file():
                 yield folder/name
 
-
 def _whole_numbers(path: Path) -> list[int]:
     "The whole numbers in a file; `max`, for no limit, and -1 are none."
     return [int(word) for word in path.read_text(encoding="utf-8").split() if word.isdigit()]
-
 
 def cpu_count() -> int:  # at least 1
     "How many cores this process may use: of the machine, of its affinity, and of the containers around it."
@@ -56,7 +54,6 @@ def _memory_in_cgroups() -> Iterator[int]:
             for bound in _whole_numbers(path):
                 taken = _whole_numbers(path.with_name(used))[0] - int(cached[1] if cached else 0)
                 yield max(0, bound - taken)
-
 
 def available_memory() -> int:  # bytes
     """How much memory this program may still take without swapping.
@@ -101,7 +98,6 @@ def get_rank() -> int:  # 0 when this process trains alone
     import torch.distributed as dist  # here, so that importing this module stays fast
 
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
 
 def get_world_size() -> int:  # 1 when this process trains alone
     "How many processes train together."

@@ -79,12 +79,10 @@ def _page_faults() -> int | None:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-
 def _wait_for_device():
     "A GPU works on when Python goes on; its time belongs to the function that gave it the work."
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-
 
 def _measure(function: Callable) -> tuple[float, int | None]:
     "Seconds and page faults of one call."
@@ -94,7 +92,6 @@ def _measure(function: Callable) -> tuple[float, int | None]:
     _wait_for_device()
     seconds, later = time.perf_counter() - start, _page_faults()
     return seconds, None if faults is None or later is None else later - faults
-
 
 def compare_timings(
     contenders: dict[str, Callable],  # name -> function without arguments

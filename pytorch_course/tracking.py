@@ -51,7 +51,6 @@ def _new_writer(folder: Path, first_epoch: int):
         time.sleep(1.01 - now % 1)  # files are read by name, which has the second in it
     return summary_writer()(str(folder), purge_step=first_epoch)
 
-
 def _add_graph(writer, model: torch.nn.Module, X):
     "Record the model; some cannot be recorded, which is no reason to stop."
     try:
@@ -64,7 +63,6 @@ def _add_graph(writer, model: torch.nn.Module, X):
         advice = "graph=False avoids the attempt"
         name = type(model).__name__
         warnings.warn(f"the graph of {name} could not be recorded ({reason[0]}); {advice}", stacklevel=2)
-
 
 def _add_hyperparameters(writer, hyperparameters: dict, metrics: dict[str, float], epoch: int):
     "Settings and final metrics, for the tab HParams."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['join_outputs', 'Trainer', 'copy_trainer', 'overfit_one_batch', 'Callback', 'History', 'ProgressBar']
 
-# %% ../nbs/3_training/31_trainer.ipynb #6abed0fe
+# %% ../nbs/3_training/31_trainer.ipynb #4c1776d7
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _all_ = ["Callback", "History", "ProgressBar"]
 
-# %% ../nbs/3_training/31_trainer.ipynb #7f3ed067
+# %% ../nbs/3_training/31_trainer.ipynb #49142874
 class _Steps(Hooks):
     "A model, a loss, an optimizer, and what happens with a batch."
 
@@ -39,24 +39,16 @@ class _Steps(Hooks):
     ):
         arguments.check_trainer_arguments(model, loss_fn, optimizer, metrics)
         arguments.check_callbacks(callbacks, Callback)
-        self.model = model
-        self.loss_fn = loss_fn
-        self.optimizer = optimizer
+        self.model, self.loss_fn = model, loss_fn
+        self.optimizer, self.progress = optimizer, progress
         self.metrics_given = metrics is not None
         self.metrics = default_metrics(loss_fn) if metrics is None else metrics
         self.device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
-        self.progress = progress
         defaults = [History(), ProgressBar()] if progress else [History()]
         self.callbacks = sorted([*defaults, *callbacks], key=lambda callback: callback.order)
         self.history: list[dict] = []  # a row per epoch
         self.phase: str | None = None  # "train", "valid", "evaluate" or "predict"
-        for counter in self.counters:
-            setattr(self, counter, 0)
-
-    @property
-    def end_epoch(self) -> int:
-        "Number of epochs when this `fit` ends, together with those of earlier calls."
-        return self.start_epoch + self.epochs
+        vars(self).update(dict.fromkeys(self.counters, 0))
 
     def step(self, batch):
         "Override: forward pass and loss of a batch; `loss`, `(loss, outputs)` or `(loss, outputs, numbers)`."
@@ -83,12 +75,9 @@ class _Steps(Hooks):
         if self.device.type == "cpu": return dataloader
         return (to_device(batch, self.device) for batch in dataloader)
 
-# %% ../nbs/3_training/31_trainer.ipynb #b4e2946d
+# %% ../nbs/3_training/31_trainer.ipynb #27f56179
 class _Evaluation(_Steps):
     "Measure and predict."
-
-    def unpacked_step(self, batch) -> tuple:
-        return unpack_step(self.step(batch))
 
     @contextmanager
     def in_phase(self, phase: str) -> Iterator:
@@ -107,7 +96,7 @@ class _Evaluation(_Steps):
     def measure(self, dataloader: Iterable, metrics: dict) -> dict[str, float]:
         "Means over all samples."
         meter = EpochMeter(metrics, self.loss_fn)
-        step = self.around("step", self.unpacked_step)
+        step = self.around("step", lambda batch: unpack_step(self.step(batch)))
         for batch in self.around("batches", self.batches)(dataloader):
             update_meter(meter, self, batch, *step(batch))
         return meter.compute()
@@ -120,13 +109,10 @@ class _Evaluation(_Steps):
 
     def predict(self, dataloader: Iterable) -> torch.Tensor:
         "Outputs for all samples, in their order, `(N, ...)` on the CPU. Warns when the dataloader shuffles."
-        arguments.check_dataloader("dataloader", dataloader)
-        arguments.warn_if_shuffled(dataloader)
+        arguments.check_in_order(dataloader)
         with self.in_phase("predict"):
             step = self.around("step", self.predict_step)
-            batches = self.around("batches", self.batches)(dataloader)
-            return join_outputs([step(batch) for batch in batches])
-
+            return join_outputs([step(batch) for batch in self.around("batches", self.batches)(dataloader)])
 
 def join_outputs(outputs: list) -> torch.Tensor:
     "One tensor in float32 or a wider type. Raises `TypeError` for outputs that are no tensors."
@@ -137,7 +123,7 @@ def join_outputs(outputs: list) -> torch.Tensor:
     joined = torch.cat([output.cpu() for output in outputs])
     return joined.float() if joined.dtype in (torch.bfloat16, torch.float16) else joined
 
-# %% ../nbs/3_training/31_trainer.ipynb #ec8f4af2
+# %% ../nbs/3_training/31_trainer.ipynb #15ebfc78
 class Trainer(_Evaluation):
     "Train a model. Override `step`, `optimize` or `predict_step`; everything else is a callback."
 
@@ -154,8 +140,7 @@ class Trainer(_Evaluation):
         arguments.check_fit_arguments(self.optimizer, epochs, train_dataloader, valid_dataloader)
         self.train_dataloader, self.valid_dataloader = train_dataloader, valid_dataloader
         self.start_epoch, self.epochs = self.epoch, epochs
-        self.batch_index = 0
-        self.should_stop = False
+        self.batch_index, self.should_stop = 0, False
         arguments.move_modules(self, self.device)
         try:
             self.around("fit", self.fit_epochs)()
@@ -184,7 +169,7 @@ class Trainer(_Evaluation):
         "One pass over the training data."
         self.model.train()
         self.optimizer.zero_grad()
-        step = self.around("step", self.unpacked_step)
+        step = self.around("step", lambda batch: unpack_step(self.step(batch)))
         self.backward = self.around("backward", torch.Tensor.backward)
         self.update = self.around("update", self.optimizer.step)
         self.after_backward = self.hooks("after_backward")
@@ -203,7 +188,7 @@ class Trainer(_Evaluation):
             for hook in after_batch:
                 hook(self)
 
-# %% ../nbs/3_training/31_trainer.ipynb #04ec1dfa
+# %% ../nbs/3_training/31_trainer.ipynb #02e16d69
 def copy_trainer(
     trainer: Trainer,  # stays as it is
     callbacks: Iterable[Callback] = (),  # of the copy
@@ -216,7 +201,6 @@ def copy_trainer(
     twin.callbacks = sorted(callbacks, key=lambda callback: callback.order)
     twin.history = []
     return twin
-
 
 def overfit_one_batch(
     trainer: Trainer,  # stays as it is; its callbacks are not called

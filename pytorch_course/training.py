@@ -32,7 +32,7 @@ def accuracy(
     correct = (logits.argmax(dim=1) == y) & counted
     return correct.sum() / counted.sum()
 
-# %% ../nbs/04_training.ipynb #8b781f46
+# %% ../nbs/04_training.ipynb #ca1fa009
 def binary_accuracy(
     outputs: torch.Tensor,  # one output per sample, `(N,)` or `(N, 1)`
     y: torch.Tensor,  # 0 or 1, in the same shape
@@ -41,7 +41,7 @@ def binary_accuracy(
     "Share of samples on the correct side of the threshold."
     return ((outputs > threshold) == (y > 0.5)).float().mean()
 
-# %% ../nbs/04_training.ipynb #f7a47cf9
+# %% ../nbs/04_training.ipynb #33f610a7
 def mean_absolute_error(
     predictions: torch.Tensor,  # `(N, ...)`
     y: torch.Tensor,  # targets, in the same shape
@@ -50,7 +50,6 @@ def mean_absolute_error(
     shapes = f"{tuple(predictions.shape)} and targets {tuple(y.shape)}"
     if predictions.shape == y.shape: return (predictions - y).abs().mean()
     raise ValueError(f"predictions {shapes} must have the same shape")
-
 
 @dataclass(frozen=True)
 class TopKAccuracy:
@@ -62,12 +61,11 @@ class TopKAccuracy:
         best = logits.topk(self.k, dim=1).indices
         return (best == y.unsqueeze(1)).any(dim=1).float().mean()
 
-# %% ../nbs/04_training.ipynb #dc9f3026
-def is_class_loss(loss_fn: Callable) -> bool:
+# %% ../nbs/04_training.ipynb #dea70441
+def is_class_loss(loss_fn: Callable | None) -> bool:
     "Whether the labels of this loss are classes: cross entropy and negative log-likelihood."
     if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)): return True
     return loss_fn in (F.cross_entropy, F.nll_loss)
-
 
 def default_metrics(
     loss_fn: Callable,  # decides what makes sense
@@ -80,11 +78,11 @@ def default_metrics(
         return {"acc": partial(binary_accuracy, threshold=0.5)}
     return {}
 
-# %% ../nbs/04_training.ipynb #b604a91b
+# %% ../nbs/04_training.ipynb #d636343f
 _DISTANCES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss)
 
 def loss_weight(
-    loss_fn: Callable,  # a loss with `reduction="mean"`
+    loss_fn: Callable | None,  # a loss with `reduction="mean"`
     outputs: torch.Tensor,  # of the model, `(N, ...)`
     targets: torch.Tensor,  # `(N, ...)`
 ) -> int | torch.Tensor:  # a number, or a tensor `()`
@@ -97,7 +95,7 @@ def loss_weight(
     per_element = isinstance(loss_fn, (*_DISTANCES, nn.BCELoss, nn.BCEWithLogitsLoss))
     return outputs.numel() if per_element else len(targets)
 
-# %% ../nbs/04_training.ipynb #6f7a734a
+# %% ../nbs/04_training.ipynb #654eaa46
 def _join(batches: list[tuple]) -> list[tuple]:
     "Batches `(outputs, targets)` as one, if their shapes allow it."
     shapes = {(outputs.shape[1:], targets.shape[1:]) for outputs, targets in batches}
@@ -105,13 +103,11 @@ def _join(batches: list[tuple]) -> list[tuple]:
     outputs, targets = zip(*batches)
     return [(torch.cat(outputs), torch.cat(targets))]
 
-
 def _drop_ignored(loss_fn: Callable | None, outputs: torch.Tensor, targets: torch.Tensor) -> tuple:
     "Outputs and targets without those that the loss ignores."
     counted = targets != getattr(loss_fn, "ignore_index", -100)
     if counted.all(): return outputs, targets
     return outputs.movedim(1, -1)[counted], targets[counted]
-
 
 def _scalar(name: str, value) -> torch.Tensor:
     "The value of a metric as a tensor `()`. Raises `ValueError` when it is more than one number."
@@ -119,14 +115,14 @@ def _scalar(name: str, value) -> torch.Tensor:
     if value.ndim == 0: return value
     raise ValueError(f"{name!r} must be one number for a batch, not a tensor {tuple(value.shape)}")
 
-
 def _weighted_mean(values: list, weights: list) -> float:
     "Mean on the CPU, in float64."
     shares = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
     numbers = torch.stack(values).cpu().double()
-    return (shares @ numbers / shares.sum()).item()
+    counted = shares > 0  # a batch without a single label has the loss NaN
+    return (shares[counted] @ numbers[counted] / shares.sum()).item()
 
-# %% ../nbs/04_training.ipynb #a36e0756
+# %% ../nbs/04_training.ipynb #d820864e
 class _Totals:
     "Losses and metrics of the batches so far, as lists."
     def __init__(self, metrics: dict[str, Callable]):
@@ -157,7 +153,7 @@ class _Totals:
             means[name] = _weighted_mean(values, weights)
         return means
 
-# %% ../nbs/04_training.ipynb #0bb1e8a6
+# %% ../nbs/04_training.ipynb #255ba3ef
 class _Measurements(_Totals):
     "Metrics of batches, measured many at a time."
     group = 64  # at most so many small batches wait and are measured together
@@ -186,7 +182,7 @@ class _Measurements(_Totals):
         else:
             self.weights += [loss_weight(self.loss_fn, *batch) for batch in batches]
 
-# %% ../nbs/04_training.ipynb #d383b554
+# %% ../nbs/04_training.ipynb #770d1e33
 class EpochMeter(_Measurements):
     "Loss and metrics of an epoch, as means over all its samples, for any batch size."
 
@@ -242,7 +238,7 @@ def train_step(
     means = meter.compute()
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #cda92c00
+# %% ../nbs/04_training.ipynb #db3c7c5f
 def test_step(
     model: nn.Module,  # on `device`; stays in evaluation mode
     dataloader: Iterable,  # batches `(X, y)`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DataLoaderWorkerError', 'explain_worker_errors', 'ExplainWorkerErrors']
 
-# %% ../nbs/3_training/33a_worker_errors.ipynb #6208f09a
+# %% ../nbs/3_training/33a_worker_errors.ipynb #de8ed5d6
 import re
 import traceback
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from .hooks import Callback
 # %% ../nbs/3_training/33a_worker_errors.ipynb #7b1161ca
 class DataLoaderWorkerError(RuntimeError):
     "A worker process of a dataloader has died, or does not answer; the message says what to do."
-
 
 _FEWER = "use fewer workers (num_workers=0 needs none)"
 _DIED = f"a worker process has died, most often because memory ran out: {_FEWER} or smaller batches"
@@ -28,7 +27,6 @@ _WORKER_ERRORS = {  # what PyTorch's messages contain -> what it means and what 
     f"raise the limit (ulimit -n 4096) or {_FEWER}",
     r"killed by signal|exited unexpectedly": _DIED,
 }
-
 
 @contextmanager
 def explain_worker_errors() -> Iterator[None]:
@@ -47,7 +45,6 @@ def explain_worker_errors() -> Iterator[None]:
                 said = message.splitlines()[0].strip()
                 raise DataLoaderWorkerError(f"{advice} (PyTorch said: {said})") from error
         raise
-
 
 class ExplainWorkerErrors(Callback):
     "`explain_worker_errors` for the dataloaders of a trainer."

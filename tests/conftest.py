@@ -8,7 +8,8 @@ import pytest
 
 class Finished:
     def __init__(self, done):
-        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+        self.status = done.returncode
+        self.out, self.err = done.stdout, done.stderr
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`get_data("fashion_mnist")` and `get_data("cifar10")` against small files in the published formats, served from 127.0.0.1.
+"""`get_data("fashion_mnist")` and `get_data("cifar10")` against small files in the published formats, on 127.0.0.1.
 
 The real code runs, ours and torchvision's; only the checksums are those of the small files.
 """
@@ -87,20 +87,20 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def fashion(published, monkeypatch):
-    "Twenty training and ten test pictures as FashionMNIST's four files; split -> pictures."
-    pictures, resources = {}, []
+    "Twenty training and ten test images as FashionMNIST's four files; split -> images."
+    images, resources = {}, []
     for split, prefix, count in (("train", "train", 20), ("test", "t10k", 10)):
-        pictures[split] = random_pixels(count, count, 28, 28)
-        for kind, array in (("images-idx3", pictures[split]), ("labels-idx1", np.arange(count) % 10)):
+        images[split] = random_pixels(count, count, 28, 28)
+        for kind, array in (("images-idx3", images[split]), ("labels-idx1", np.arange(count) % 10)):
             name = f"{prefix}-{kind}-ubyte.gz"
             resources.append((name, published.write(name, gzip.compress(idx(array), mtime=0))))
     monkeypatch.setattr(FashionMNIST, "resources", resources)
-    return pictures
+    return images
 
 
 @pytest.fixture
 def cifar(published, monkeypatch):
-    "Fifty training pictures in five batches and ten test pictures as CIFAR-10's archive; split -> pictures (N, 32, 32, 3)."
+    "Fifty training images in five batches and ten test images as CIFAR-10's archive; split -> images (N, 32, 32, 3)."
     batches = {f"data_batch_{i}": random_pixels(i, 10, 3, 32, 32) for i in range(1, 6)} | {
         "test_batch": random_pixels(6, 10, 3, 32, 32)
     }
@@ -119,14 +119,14 @@ def cifar(published, monkeypatch):
     )
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(packed["test_batch"])]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5(packed["batches.meta"])})
-    pictures = {name: pixels.transpose(0, 2, 3, 1) for name, pixels in batches.items()}
-    return {"train": np.concatenate([pictures[f"data_batch_{i}"] for i in range(1, 6)]), "test": pictures["test_batch"]}
+    images = {name: pixels.transpose(0, 2, 3, 1) for name, pixels in batches.items()}
+    return {"train": np.concatenate([images[f"data_batch_{i}"] for i in range(1, 6)]), "test": images["test_batch"]}
 
 
-def check_folders(folder: Path, pictures: dict[str, np.ndarray], class_names: list[str], mode: str):
-    "Every picture is in its class folder, pixel by pixel, and nothing else is there."
+def check_folders(folder: Path, images: dict[str, np.ndarray], class_names: list[str], mode: str):
+    "Every image is in its class folder, pixel by pixel, and nothing else is there."
     assert find_splits(folder) == (folder / "train", folder / "test")
-    for split, arrays in pictures.items():
+    for split, arrays in images.items():
         files = {file.name: file for file in (folder / split).rglob("*.png")}
         assert sorted(files) == [f"{i:05d}.png" for i in range(len(arrays))]
         assert sorted(path.name for path in (folder / split).iterdir()) == sorted(class_names)
@@ -141,14 +141,14 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_fashion_mnist_becomes_picture_folders(fashion, published, tmp_path):
+def test_fashion_mnist_becomes_image_folders(fashion, published, tmp_path):
     folder = get_data("fashion_mnist", tmp_path / "data")
     check_folders(folder, fashion, FASHION_FOLDERS, mode="L")
     assert sorted(published.requested) == sorted(f"/{name}" for name, _ in FashionMNIST.resources)
     assert contents(tmp_path / "data") == ["fashion_mnist"]  # the packed files are not kept twice
 
 
-def test_cifar10_becomes_picture_folders(cifar, published, tmp_path):
+def test_cifar10_becomes_image_folders(cifar, published, tmp_path):
     folder = get_data("cifar10", tmp_path / "data")
     check_folders(folder, cifar, CIFAR_CLASSES, mode="RGB")
     assert published.requested == ["/cifar-10-python.tar.gz"]
