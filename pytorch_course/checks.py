@@ -85,10 +85,11 @@ def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, is_nll: bool, igno
         report.warn("softmax", "the outputs lie in 0..1 and sum to 1, so there is a softmax in the model, and "
                     "CrossEntropyLoss contains another; expected logits: leave out the model's softmax")
     if y.shape == shape and y.is_floating_point() and not is_nll: return  # probabilities are fine
+    swap = "transpose(1, 2)" if len(shape) == 3 else "movedim(-1, 1)"
     advice = {
         shape: "class indices, and these look one-hot: y = y.argmax(dim=1)",
         (shape[0], 1): f"shape {expected}: y = y.squeeze(1)",
-        shape[:-1]: "the classes in dimension 1: logits.movedim(-1, 1), or logits.flatten(0, -2) and y.flatten()",
+        shape[:-1]: f"the classes in dimension 1: logits.{swap}, or logits.flatten(0, -2) and y.flatten()",
     }.get(tuple(y.shape), f"shape {expected}: one class index for each prediction")
     received = f"labels of shape {tuple(y.shape)} and type {y.dtype} for outputs of shape {shape}"
     if y.shape != expected:

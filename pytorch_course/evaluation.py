@@ -41,11 +41,12 @@ def classification_report(
     predicted: torch.Tensor,  # predicted class indices `(N,)`
     class_names: list[str],  # in the order of the class indices
 ) -> pd.DataFrame:  # a row per class; columns `precision`, `recall`, `f1` and `support`; NaN where it would be 0/0
-    "Precision, recall, F1 and number of samples of every class. Raises `ValueError` for what `confusion_matrix` refuses."
+    "Precision, recall, F1 and support of every class. Raises `ValueError` for what `confusion_matrix` refuses."
     matrix = confusion_matrix(y, predicted, len(class_names))
-    right, rows, columns = matrix.diagonal().double(), matrix.sum(dim=1), matrix.sum(dim=0)
-    numbers = {"precision": right / columns, "recall": right / rows, "f1": 2 * right / (rows + columns), "support": rows}
-    return pd.DataFrame(numbers, index=pd.Index([str(name) for name in class_names], name="class"))
+    right = matrix.diagonal().double()
+    rows, columns = matrix.sum(dim=1), matrix.sum(dim=0)
+    shares = {"precision": right / columns, "recall": right / rows, "f1": 2 * right / (rows + columns)}
+    return pd.DataFrame({**shares, "support": rows}, index=pd.Index([str(name) for name in class_names], name="class"))
 
 # %% ../nbs/3_training/42_evaluation.ipynb #7cabf194
 def _check_complete_and_in_order(dataloader):
