@@ -58,38 +58,34 @@ def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
     given, saved = _named(given, kind), content[kind]
     if unknown := sorted(set(given) - set(saved)):
         raise ModelFileError(f"it has no {kind} named {', '.join(unknown)}, only {', '.join(saved) or 'none'}")
-    left = ", ".join(sorted(set(saved) - set(given)))
-    if training and left:
-        advice = f"to resume training, give all {kind} it was saved with, also {left}; to evaluate, say training=False"
-        raise ModelFileError(advice)
+    if training and (left := ", ".join(sorted(set(saved) - set(given)))):
+        advice = f"to resume training, give all {kind} it was saved with, also {left}"
+        raise ModelFileError(f"{advice}; to evaluate, say training=False")
     return [(name, thing, saved[name]) for name, thing in given.items()]
 
 def _check_class(name: str, thing, saved: dict):
     "Raises `ModelFileError` when an optimizer or another stateful object is not what was saved."
     if type(thing).__name__ != saved["class"]:
         raise ModelFileError(f"{name} was {saved['class']} when it was saved, now it is {type(thing).__name__}")
-    if isinstance(thing, torch.optim.Optimizer):
-        there = [len(group["params"]) for group in saved["state"]["param_groups"]]
-        here = [len(group["params"]) for group in thing.param_groups]
-        if there != here:
-            raise ModelFileError(f"{name} had {there} parameters in its groups when it was saved, now {here}")
+    if not isinstance(thing, torch.optim.Optimizer): return
+    there, here = ([len(group["params"]) for group in groups]
+                   for groups in (saved["state"]["param_groups"], thing.param_groups))
+    if there != here:
+        raise ModelFileError(f"{name} had {there} parameters in its groups when it was saved, now {here}")
 
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #4f0e3fb5
 def _fill_all(to_fill: list[tuple], rng_state: dict | None):
     "Fill every `(name, object, state)` and set the random states; when one refuses, all are left as they were."
     before = [(thing, copy.deepcopy(thing.state_dict())) for _, thing, _ in to_fill]
-    own_rng_state, name = get_rng_state(), ""
+    own_rng_state, name = get_rng_state(), "rng_state"
     try:
+        set_rng_state(rng_state or own_rng_state)
         for name, thing, state in to_fill:
             thing.load_state_dict(state)
-        name = "rng_state"
-        if rng_state:
-            set_rng_state(rng_state)
-    except BaseException as error:
+    except Exception as error:
+        set_rng_state(own_rng_state)
         for thing, state in before:
             thing.load_state_dict(state)
-        set_rng_state(own_rng_state)
-        if not isinstance(error, (AttributeError, LookupError, RuntimeError, TypeError, ValueError)): raise
         reason = f"{name} does not take its state back ({type(error).__name__}: {error}); nothing was changed"
         raise ModelFileError(reason) from error
 
@@ -107,7 +103,6 @@ def load_checkpoint(
     Everything is compared first, and all of it is filled or nothing. Raises `FileNotFoundError`, or `ModelFileError`
     naming the file when it is damaged, no checkpoint, or does not fit.
     """
-    path = Path(path)
     with explain_file_errors(path):
         content = read_weights_file(path)
         if content.get("format") != CHECKPOINT_FORMAT:

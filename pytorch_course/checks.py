@@ -126,12 +126,11 @@ def check_outputs(
             advice = "y = y.unsqueeze(-1)" if len(shape) > len(target_shape) else "y = y.squeeze(-1)"
         report.error("target_shape", f"outputs of shape {shape} and targets of shape {target_shape}; expected the same "
                      f"shape, or every output is compared with targets of other samples: {advice}")
-    is_binary = kind in _BINARY
     mixed = y.is_floating_point() and outputs.dtype != y.dtype and torch.float64 in (outputs.dtype, y.dtype)
-    if mixed or (is_binary and not y.is_floating_point()):
+    if mixed or (kind in _BINARY and not y.is_floating_point()):
         report.error("target_dtype", f"targets of type {y.dtype} for outputs of type {outputs.dtype}; expected floats "
                      f"of the same type: y = y.to({outputs.dtype})")
-    if is_binary and (y.min() < 0 or y.max() > 1):
+    if kind in _BINARY and (y.min() < 0 or y.max() > 1):
         report.error("target_range", f"targets from {y.min().item():g} to {y.max().item():g}; expected 0 (no) to 1 "
                      "(yes); for several classes use CrossEntropyLoss and one output per class")
     node = outputs.grad_fn  # the operation that made the outputs
@@ -160,9 +159,9 @@ def check_optimizer(
 ):
     "Call before training: warns of trainable parameters that are in no optimizer. Raises `TrainingError` if none is."
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
-    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
-    trainable = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
-    missing = [name for name, number in trainable.items() if number not in held]
+    held = {p for each in optimizers for group in each.param_groups for p in group["params"]}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trainable.items() if p not in held]
     if not missing: return
     report = CheckReport(ignore).error if len(missing) == len(trainable) else CheckReport(ignore).warn
     report("not_optimized", f"{len(missing)} of {len(trainable)} trainable parameters are in no optimizer "

@@ -9,7 +9,7 @@ __all__ = ['CHECKS', 'TrainingError', 'TrainingWarning', 'CheckReport', 'shorten
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import pairwise
 from typing import TypeGuard
 import torch
@@ -19,29 +19,11 @@ from .data import find_attributes
 from .seeds import preserve_rng_state
 
 # %% ../nbs/3_training/32_data_checks.ipynb #3099d3f2
-CHECKS = {
-    "unshuffled": "training data in the order of their classes",
-    "random_validation": "validation data that change from one read to the next",
-    "overlap": "the same samples for training and for validation",
-    "head": "as many outputs as classes are expected",
-    "train_mode": "dropout or batch normalization in training mode during evaluation",
-    "lengths": "inputs and labels of different length",
-    "float64": "input in float64 for a model in float32, or the reverse",
-    "integer_input": "integers for a model that computes with floats",
-    "one_output": "a single output with a classification loss: the loss is always 0",
-    "label_shape": "the labels of a classification loss are one class index per sample",
-    "label_dtype": "class indices are int64",
-    "label_range": "class indices go from 0 to the number of outputs - 1",
-    "softmax": "softmax or sigmoid in the model, and again in the loss",
-    "log_softmax": "NLLLoss expects log-probabilities",
-    "target_shape": "predictions and targets of different shape",
-    "target_dtype": "targets of a type that the loss cannot use",
-    "target_range": "targets of a binary loss go from 0 to 1",
-    "no_gradient": "no parameter has a gradient other than 0",
-    "not_optimized": "parameters that the optimizer does not hold",
-    "constant_loss": "the same loss at every step",
-    "non_finite": "NaN or infinity in the loss",
-}
+CHECKS = (
+    "unshuffled", "random_validation", "overlap", "head", "train_mode", "lengths", "float64", "integer_input",
+    "one_output", "label_shape", "label_dtype", "label_range", "softmax", "log_softmax", "target_shape",
+    "target_dtype", "target_range", "no_gradient", "not_optimized", "constant_loss", "non_finite",
+)
 
 class TrainingError(ValueError):
     "Something that cannot be trained as it is; the message says why and what to do."
@@ -54,14 +36,13 @@ class CheckReport:
     "Raises errors and gives warnings, except for ignored checks. Raises `ValueError` for an unknown name."
     def __init__(self, ignore: Collection[str] = ()):  # names of `CHECKS`; a single name may be a plain string
         self.ignore = {ignore} if isinstance(ignore, str) else set(ignore)
-        unknown = sorted(self.ignore - CHECKS.keys())
-        if unknown:
+        if unknown := sorted(self.ignore - set(CHECKS)):
             raise ValueError(f"ignore: unknown {', '.join(unknown)}; the checks are {', '.join(CHECKS)}")
 
     def error(self, name: str, message: str):
         "Raise `TrainingError`."
-        if name not in self.ignore:
-            raise TrainingError(f'{message}. To accept it: ignore=("{name}",)')
+        if name in self.ignore: return
+        raise TrainingError(f'{message}. To accept it: ignore=("{name}",)')
 
     def warn(self, name: str, message: str):
         "Give a `TrainingWarning` that points at the user's line."
@@ -71,7 +52,7 @@ class CheckReport:
             frame, level = frame.f_back, level + 1
         warnings.warn(f'{message}. To accept it: ignore=("{name}",)', TrainingWarning, stacklevel=level)
 
-def shorten_list(names: Sequence[str], at_most: int = 3) -> str:
+def shorten_list(names: list[str], at_most: int = 3) -> str:
     "The first names, and how many more there are."
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
@@ -98,7 +79,8 @@ def _known_targets(dataset) -> list | None:
 
 def _check_order(dataloader: DataLoader, report: CheckReport):
     sampler = getattr(dataloader.batch_sampler, "sampler", dataloader.sampler)
-    targets = _per_sample(dataloader.dataset, _known_targets) if type(sampler) is SequentialSampler else None
+    if type(sampler) is not SequentialSampler: return
+    targets = _per_sample(dataloader.dataset, _known_targets)
     batch_size = getattr(dataloader.batch_sampler, "batch_size", None) or 1
     if targets is None or len(targets) <= batch_size: return  # all in one batch: then the order does not matter
     num_runs, num_classes = 1 + sum(a != b for a, b in pairwise(targets)), len(set(targets))
@@ -122,8 +104,7 @@ def _comparable(sample):
     if isinstance(sample, dict): return {name: _comparable(part) for name, part in sample.items()}
     if isinstance(sample, (tuple, list)): return [_comparable(part) for part in sample]
     if torch.is_tensor(sample): return sample.shape, sample.double().numpy().tobytes()
-    to_bytes = getattr(sample, "tobytes", None)
-    if to_bytes: return to_bytes()
+    if hasattr(sample, "tobytes"): return sample.tobytes()
     return repr(sample) if isinstance(sample, (int, float, str)) else None
 
 def _is_random(dataset) -> bool:
@@ -148,12 +129,10 @@ def _check_random(dataloader: DataLoader, report: CheckReport):
 # %% ../nbs/3_training/32_data_checks.ipynb #570c3014
 def _sample_ids(dataset) -> list:
     "Something that identifies each sample: its file, or its place in the tensor or data set."
-    samples = getattr(dataset, "samples", None)
-    if isinstance(samples, (list, tuple)) and len(samples) == len(dataset) and samples:
-        is_tuple = isinstance(samples[0], tuple)  # (file, class index); a string by itself may be a text
-        first = samples[0][0] if is_tuple else samples[0]
-        if isinstance(first, os.PathLike) or (is_tuple and isinstance(first, str)):
-            return [str(sample) for sample in samples]
+    samples = getattr(dataset, "samples", ())
+    first = samples[0] if isinstance(samples, list) and len(samples) == len(dataset) > 0 else None
+    if isinstance(first, tuple) and isinstance(first[0], (str, os.PathLike)):  # `(file, class index)`
+        return [str(sample) for sample in samples]
     base = id(dataset.tensors[0]) if isinstance(dataset, TensorDataset) else id(dataset)
     return [(base, i) for i in range(len(dataset))]
 
@@ -171,12 +150,13 @@ def check_num_classes(
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
 ):
     "Call once, after the first forward pass: warns when the model has more or fewer outputs than there are classes."
-    report, classes = CheckReport(ignore), next(iter(find_attributes(dataset, "classes")), None)
+    classes = next(iter(find_attributes(dataset, "classes")), None)
     if not torch.is_tensor(outputs) or outputs.ndim < 2 or outputs.shape[1] == 1: return
     if isinstance(classes, Collection) and outputs.shape[1] != len(classes):
         names = shorten_list([str(name) for name in classes])
-        report.warn("head", f"the model has {outputs.shape[1]} outputs, the data set {len(classes)} classes ({names}); "
-                    f"expected as many outputs as classes: build the model with output_shape={len(classes)}")
+        received = f"the model has {outputs.shape[1]} outputs, the data set {len(classes)} classes ({names})"
+        advice = f"expected as many outputs as classes: build the model with output_shape={len(classes)}"
+        CheckReport(ignore).warn("head", f"{received}; {advice}")
 
 # %% ../nbs/3_training/32_data_checks.ipynb #2ac5fff1
 def _is_indexed(dataloader) -> TypeGuard[DataLoader]:

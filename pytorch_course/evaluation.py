@@ -10,7 +10,6 @@ __all__ = ['confusion_matrix', 'classification_report', 'predict', 'plot_confusi
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -20,8 +19,13 @@ from .plots import plot_images, subplots
 from .save_load import predict_batches
 
 # %% ../nbs/3_training/42_evaluation.ipynb #057268b5
-def _checked_class_indices(y: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> list[np.ndarray]:
-    "Both as arrays. Raises `ValueError` unless they are class indices of the same shape `(N,)` in 0..C-1."
+def confusion_matrix(
+    y: torch.Tensor,  # true class indices `(N,)`, of an integer type
+    predicted: torch.Tensor,  # predicted class indices `(N,)`, for example `logits.argmax(dim=1)`
+    num_classes: int,  # C; classes that do not occur have a row and a column, too
+) -> torch.Tensor:  # counts `(C, C)`, `int64`, on the CPU: rows are true classes, columns predicted ones
+    "Count with scikit-learn. Raises `ValueError` for shapes that are not both `(N,)` and for other values than 0..C-1."
+    from sklearn import metrics  # here, since it takes a second to import
     for name, values in (("y", y), ("predicted", predicted)):
         if values.ndim != 1 or values.is_floating_point() or values.is_complex():
             received = f"{values.dtype} of shape {tuple(values.shape)}; logits.argmax(dim=1) makes them from scores"
@@ -29,65 +33,44 @@ def _checked_class_indices(y: torch.Tensor, predicted: torch.Tensor, num_classes
         if len(values) and not 0 <= values.min() <= values.max() < num_classes:
             raise ValueError(f"{name} must be in 0..{num_classes - 1}, not {values.min()}..{values.max()}")
     if len(y) != len(predicted): raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
-    return [y.cpu().numpy(), predicted.cpu().numpy()]
-
-def confusion_matrix(
-    y: torch.Tensor,  # true class indices `(N,)`, of an integer type
-    predicted: torch.Tensor,  # predicted class indices `(N,)`, for example `logits.argmax(dim=1)`
-    num_classes: int,  # C; classes that do not occur have a row and a column, too
-) -> torch.Tensor:  # counts `(C, C)`, `int64`, on the CPU: rows are true classes, columns predicted ones
-    """How often each true class was predicted as each class, counted by scikit-learn.
-
-    Raises `ValueError` when the two do not have the same shape `(N,)`, are not integers, or are not all in 0..C-1.
-    """
-    from sklearn import metrics  # here, since it takes a second to import
-    indices = _checked_class_indices(y, predicted, num_classes)
-    return torch.from_numpy(metrics.confusion_matrix(*indices, labels=range(num_classes)))
+    return torch.from_numpy(metrics.confusion_matrix(y.cpu(), predicted.cpu(), labels=range(num_classes)))
 
 # %% ../nbs/3_training/42_evaluation.ipynb #670f8b9f
 def classification_report(
     y: torch.Tensor,  # true class indices `(N,)`
     predicted: torch.Tensor,  # predicted class indices `(N,)`
     class_names: list[str],  # in the order of the class indices
-) -> pd.DataFrame:  # a row per class; columns `precision`, `recall`, `f1` and `support`
-    """Precision, recall, F1 and number of samples of every class, by scikit-learn; NaN where it would be 0/0.
-
-    Raises `ValueError` for what `confusion_matrix` refuses.
-    """
-    from sklearn import metrics
-    labels = range(len(class_names))
-    indices = _checked_class_indices(y, predicted, len(class_names))
-    columns = metrics.precision_recall_fscore_support(*indices, labels=labels, zero_division=np.nan)  # type: ignore
-    names = pd.Index([str(name) for name in class_names], name="class")
-    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "support"), columns)), index=names)
+) -> pd.DataFrame:  # a row per class; columns `precision`, `recall`, `f1` and `support`; NaN where it would be 0/0
+    "Precision, recall, F1 and support of every class. Raises `ValueError` for what `confusion_matrix` refuses."
+    matrix = confusion_matrix(y, predicted, len(class_names))
+    right = matrix.diagonal().double()
+    rows, columns = matrix.sum(dim=1), matrix.sum(dim=0)
+    shares = {"precision": right / columns, "recall": right / rows, "f1": 2 * right / (rows + columns)}
+    return pd.DataFrame({**shares, "support": rows}, index=pd.Index([str(name) for name in class_names], name="class"))
 
 # %% ../nbs/3_training/42_evaluation.ipynb #7cabf194
-def _check_complete_and_in_order(dataloader, allow_shuffled: bool):
+def _check_complete_and_in_order(dataloader):
     "Raises `ValueError` for a loader that is shuffled or leaves samples out; other iterables are taken as they come."
     if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset): return
     batches = dataloader.batch_sampler
     sampler = dataloader.sampler if batches is None else getattr(batches, "sampler", batches)
+    if not isinstance(sampler, SequentialSampler):
+        raise ValueError(f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be "
+                         "in the order of the data set; make it with shuffle=False")
     left_out = len(sampler) % batches.batch_size if getattr(batches, "drop_last", False) else 0  # type: ignore
     if left_out:
         raise ValueError(f"the dataloader leaves out the last {left_out} samples; make it with drop_last=False")
-    if allow_shuffled or isinstance(sampler, SequentialSampler): return
-    raise ValueError(
-        f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be in the order of the "
-        "data set; make it with shuffle=False, or pass allow_shuffled=True if only pairs of prediction and y matter"
-    )
 
 def predict(
     model: nn.Module,  # used in evaluation mode; afterward it is in its own mode again
     dataloader: DataLoader,  # batches `(X, y)`, not shuffled
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
-    *,
-    allow_shuffled: bool = False,  # accept a loader in any order; row i is then not sample i
 ) -> tuple[torch.Tensor, torch.Tensor]:  # outputs, for classifiers logits `(N, C)`, and `y (N,)`; on the CPU
     """Run a model over a whole data set: row i of both results belongs to sample i.
 
     Raises `ValueError` for a loader that is shuffled, drops its last batch, or gives no batch at all.
     """
-    _check_complete_and_in_order(dataloader, allow_shuffled)
+    _check_complete_and_in_order(dataloader)
     targets = []
 
     def inputs():
@@ -115,17 +98,14 @@ def plot_confusion_matrix(
     names = [name if len(name) <= 20 else name[:19] + "…" for name in map(str, class_names)]
     share = matrix.double() / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     numbers = (share * 100).round().long() if normalize else matrix.long()
-    inches, fontsize = (max(2.4, 0.4 * n), 9) if n <= 12 else (0.3 * n, 6)  # of the matrix and its numbers
-    longest = max(map(len, names))
-    vertical = longest * 0.09 > inches / n  # the names do not fit beside each other
-    margin = 0.7 + 0.08 * longest
-    figure, axes = subplots(figsize=(inches + margin, inches + (margin if vertical else 0.8)))
+    inches = 2.5 + 0.3 * n
+    figure, axes = subplots(figsize=(inches, inches))
     ax = axes[0, 0]
     ax.imshow((share**0.5).numpy(), cmap="Blues", vmin=0, vmax=1)
     for i, j in matrix.nonzero().tolist():
         color = "white" if share[i, j] > 0.4 else "black"
-        ax.text(j, i, str(numbers[i, j].item()), ha="center", va="center", fontsize=fontsize, color=color)
-    ax.set_xticks(range(n), names, rotation=90 if vertical else 0, fontsize=9, parse_math=False)
+        ax.text(j, i, str(numbers[i, j].item()), ha="center", va="center", fontsize=7, color=color)
+    ax.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=9, parse_math=False)
     ax.set_yticks(range(n), names, fontsize=9, parse_math=False)
     ax.set(xlabel="predicted class", ylabel="true class")
     ax.set_title("Percent of each true class" if normalize else "Number of samples", fontsize=10)
@@ -149,12 +129,9 @@ def plot_confident_mistakes(
     if probabilities.shape != (len(dataset), len(class_names)) or y.shape != (len(dataset),):
         received = f"probabilities {tuple(probabilities.shape)} and y {tuple(y.shape)}"
         raise ValueError(f"{len(dataset)} images and {len(class_names)} class names do not fit {received}")
-    sums = probabilities.sum(dim=1).float()
-    if not (probabilities >= 0).all() or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+    if not (probabilities >= 0).all() or not ((probabilities.sum(dim=1) - 1).abs() < 1e-2).all():
         raise ValueError("the rows of probabilities must add up to 1; logits.softmax(dim=1) makes them from logits")
-    transform = transform or getattr(dataset, "transform", None)
-    if not hasattr(transform, "denormalize"):
-        transform = None
+    undo = getattr(transform or getattr(dataset, "transform", None), "denormalize", None)
     confidence, predicted = probabilities.max(dim=1)
     order = confidence.argsort(descending=True, stable=True)
     images, titles = [], []
@@ -164,12 +141,12 @@ def plot_confident_mistakes(
         if label != y[i]:
             differs = f"sample {i} is of class {label} in the data set but {y[i]} in y"
             raise ValueError(f"{differs}; were the predictions shuffled?")
-        images.append(transform.denormalize(image.cpu()) if torch.is_tensor(image) and transform else image)
+        images.append(undo(image.cpu()) if undo and torch.is_tensor(image) else image)
         titles.append(f"{class_names[predicted[i]]} {confidence[i]:.0%} ({class_names[y[i]]})")
     if not images:
         figure, axes = subplots(figsize=(4, 1))
-        axes[0, 0].axis("off")
-        axes[0, 0].text(0.5, 0.5, f"nothing wrong in {len(y):,} images", ha="center", va="center")
+        axes[0, 0].set_axis_off()
+        axes[0, 0].set_title(f"nothing wrong in {len(y):,} images")
         return figure
     figure = plot_images(images, titles, columns=math.ceil(len(images) ** 0.5))
     figure.suptitle("predicted, how sure (true)", fontsize=10)
@@ -185,11 +162,6 @@ class EvaluationResult:
     report: pd.DataFrame  # precision, recall, F1 and support of every class
     logits: torch.Tensor  # `(N, C)`, in the order of the data set
     y: torch.Tensor  # `(N,)`, likewise
-
-    @property
-    def probabilities(self) -> torch.Tensor:
-        "Softmax of the logits, `(N, C)`."
-        return self.logits.softmax(dim=1)
 
     def to_dict(self) -> dict:
         "Accuracy, loss, classes and matrix in types for JSON; `None` where a number has no meaning."
@@ -209,14 +181,12 @@ def evaluate_model(
     class_names: list[str],  # C names, in the order of the class indices
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
     loss_fn: Callable | None = None,  # `loss_fn(logits, y)`, a mean over samples; `None`: no loss
-    *,
-    allow_shuffled: bool = False,  # accept a loader in any order; `logits` and `y` are then in that order
 ) -> EvaluationResult:  # over all samples, whatever the batch size
     """Measure a classifier on a whole data set.
 
     Raises `ValueError` for what `predict` refuses, when the model does not give one score per class name, or gives NaN.
     """
-    logits, y = predict(model, dataloader, device, allow_shuffled=allow_shuffled)
+    logits, y = predict(model, dataloader, device)
     if logits.ndim != 2 or logits.shape[1] != len(class_names):
         expected = f"expected one score for each of {len(class_names)} classes"
         raise ValueError(f"the model gives outputs of shape {tuple(logits.shape)}; {expected}")

@@ -15,9 +15,8 @@ from torch import nn
 from . import __version__
 from .images import ImageTransform, open_image
 from .model import build_model
-from pytorch_course.weights_files import (
-    ModelFileError, explain_file_errors, read_weights_file, write_weights_file
-)
+from .weights_files import ModelFileError, explain_file_errors
+from .weights_files import read_weights_file, write_weights_file
 
 # %% ../nbs/05_save_load.ipynb #b98d7e8b
 @dataclass
@@ -69,20 +68,16 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
     "The described network with these weights. Raises `ModelFileError` when they do not fit it."
     names = f"class names: {', '.join(map(str, info.class_names))}"
     with torch.device("meta"):  # here a wrong description costs no memory
-        shadow = build_model(info.architecture, **info.model_kwargs).eval()
-        on_meta = {name: tensor.to("meta") for name, tensor in weights.items()}
+        model = build_model(info.architecture, **info.model_kwargs).eval()
     try:
-        shadow.load_state_dict(on_meta)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ModelFileError(f"{error} ({names})") from None
-    model = build_model(info.architecture, **info.model_kwargs).eval()
-    model.load_state_dict(weights)
-    size = info.transform.image_size
+    model, size = model.float(), info.transform.image_size
     largest = max((side for tensor in weights.values() for side in tensor.shape), default=1)
-    device = "meta" if size**2 * largest > 2**27 else "cpu"  # `meta` takes a second of imports
+    if size**2 * largest > 2**27: return model
     with torch.inference_mode():
-        blank = torch.zeros(1, info.transform.channels, size, size, device=device)
-        shape = tuple((shadow if device == "meta" else model)(blank).shape)
+        shape = tuple(model(torch.zeros(1, info.transform.channels, size, size)).shape)
     if shape != (1, len(info.class_names)):
         there_are = f"there are {len(info.class_names)} {names}"
         raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
@@ -95,8 +90,7 @@ def load_model(
 ) -> tuple[nn.Module, ModelInfo]:  # the model in evaluation mode, and what is known about it
     """Load a self-describing model file; nothing in it is ever executed.
 
-    Raises `FileNotFoundError` when there is none, and `ModelFileError` for a file that is damaged,
-    no model, or weights without a description.
+    Raises `FileNotFoundError`, or `ModelFileError` for a damaged file or one without description.
     """
     path = Path(path)
     if path.is_dir():
@@ -106,10 +100,8 @@ def load_model(
         if content.get("format") != _FORMAT:
             advice = "give save_model an info, or build the model and load_state_dict"
             raise ModelFileError(f"weights without a description; {advice}")
-        info, weights = ModelInfo.from_dict(content.get("info", {})), content.get("state_dict")
-        if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
-            raise ModelFileError("its state_dict is not made of tensors by name")
-        model = _build(info, weights)
+        info = ModelInfo.from_dict(content.get("info", {}))
+        model = _build(info, content.get("state_dict", {}))
     return model.to(device), info
 
 # %% ../nbs/05_save_load.ipynb #79927379
@@ -155,10 +147,9 @@ def predict_images(
     probabilities = predict_batches(model, batches).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise ValueError("the model gives NaN instead of probabilities; did its training diverge?")
-    best = probabilities.topk(min(topk, len(info.class_names)))
     results = []
-    for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist()):
-        pairs = zip(indices, values)
-        found = [{"class": info.class_names[index], "probability": p} for index, p in pairs]
+    for path, row in zip(paths, probabilities):
+        best = zip(*row.topk(min(topk, len(row))))
+        found = [{"class": info.class_names[i], "probability": p.item()} for p, i in best]
         results.append({"path": str(path), "predictions": found})
     return results

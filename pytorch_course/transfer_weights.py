@@ -6,7 +6,8 @@
 __all__ = ['LoadReport', 'match_state_dict', 'load_weights']
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #a280933e
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -32,48 +33,40 @@ class LoadReport:
     @property
     def other_classes(self) -> bool:
         "The class names of both sides are known, and they differ."
-        there, here = self.class_names
-        return there is not None and here is not None and list(there) != list(here)
+        return None not in self.class_names and self.class_names[0] != self.class_names[1]
 
-    def rows(
-        self,
-        limit: int = 3,  # so many names of each kind
-    ) -> list[tuple[str, int, str]]:  # `(kind, count, first names)`
-        "What there is to say; kinds without a name are left out. Class names are shown if they may be the reason."
+    def _rows(self, limit: int = 3) -> Iterator[tuple[str, int, str]]:
+        "`(kind, count, first names)` where there are names; class names are shown if they may be the reason."
         shapes = [f"{name} {there}, in the model {here}" for name, (there, here) in self.mismatched_shapes.items()]
         kinds = {"matched": self.matched, "missing": self.missing_keys, "unexpected": self.unexpected_keys}
-        rows = []
-        for kind, names in {**kinds, "wrong shape": shapes}.items():
-            dots = " ..." if len(names) > limit else ""
-            rows.append((kind, len(names), "; ".join(names[:limit]) + dots))
+        kinds["wrong shape"] = shapes
         if self.other_classes or shapes:
-            for kind, names in zip(("classes there", "classes here"), self.class_names):
-                rows.append((kind, len(names or ()), ", ".join(map(str, names or ()))))
-        return [row for row in rows if row[1]]
+            kinds["classes there"], kinds["classes here"] = (names or [] for names in self.class_names)
+        for kind, names in kinds.items():
+            dots = " ..." if len(names) > limit else ""
+            if names:
+                yield kind, len(names), ", ".join(map(str, names[:limit])) + dots
 
     def describe_mismatches(self) -> str:
         "All but the matched, in one line for an error message."
-        return ". ".join(f"{kind}: {names}" for kind, _, names in self.rows(limit=10) if kind != "matched")
+        return ". ".join(f"{kind}: {names}" for kind, _, names in self._rows(limit=10) if kind != "matched")
 
     def __repr__(self) -> str:
         title = f"{len(self.matched)} tensors of the model from {Path(self.source).name}"
-        return "\n".join([title, *(f"  {kind:13} {count:4}  {names}" for kind, count, names in self.rows())])
+        return "\n".join([title, *(f"  {kind:13} {count:4}  {names}" for kind, count, names in self._rows())])
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #dab503c6
-def _strip_prefixes(names) -> dict[str, str]:
-    "Each name without what `torch.compile` (`_orig_mod.`) and wrappers for several GPUs (`module.`) add to it."
-    bare = {name: name.replace("_orig_mod.", "") for name in names}
-    while bare and all(short.startswith("module.") for short in bare.values()):
-        bare = {name: short.removeprefix("module.") for name, short in bare.items()}
-    return bare
+def _bare_name(name: str) -> str:
+    "A name without what `torch.compile` (`_orig_mod.`) and wrappers for several GPUs (`module.`) add to it."
+    return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
 
 def _renamed(name: str, rename: dict[str, str] | Callable[[str], str] | None) -> str:
     "The name after renaming; of several prefixes that fit, the longest counts."
     if callable(rename): return rename(name)
-    prefixes = [prefix for prefix in rename or {} if name.startswith(prefix)]
-    if not rename or not prefixes: return name
-    prefix = max(prefixes, key=len)
-    return rename[prefix] + name.removeprefix(prefix)
+    prefixes = rename or {}
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        if name.startswith(prefix): return prefixes[prefix] + name.removeprefix(prefix)
+    return name
 
 def match_state_dict(
     model: nn.Module,  # not changed
@@ -87,13 +80,12 @@ def match_state_dict(
     Raises `ValueError` when two names become one.
     """
     own, theirs = model.state_dict(), {}
-    for name, short in _strip_prefixes(weights).items():
-        new = _renamed(short, rename)
+    for name, tensor in weights.items():
+        new = _renamed(_bare_name(name), rename)
         if new in theirs: raise ValueError(f"two names become {new!r} after renaming")
-        theirs[new] = weights[name]
-    ours = {short: name for name, short in _strip_prefixes(own).items()}
-    unexpected = [name for name in theirs if name not in ours]
-    report = LoadReport(source, [], [], unexpected, {}, class_names)
+        theirs[new] = tensor
+    ours = {_bare_name(name): name for name in own}
+    report = LoadReport(source, [], [], [name for name in theirs if name not in ours], {}, class_names)
     for short, name in ours.items():
         there, here = (tuple(getattr(value, "shape", ())) for value in (theirs.get(short), own[name]))
         if short not in theirs:
@@ -107,24 +99,21 @@ def match_state_dict(
 # %% ../nbs/3_training/36_transfer_weights.ipynb #54d55619
 def _find_weights(content: Mapping, name: str | None) -> dict[str, torch.Tensor]:
     "The tensors by name in what a file holds. Raises `ModelFileError` when it is not clear which."
+    usual = [name] if name else ["state_dict", "model_state_dict", "model"]
     if isinstance(content.get("models"), Mapping):  # a checkpoint
         content = content["models"]
-        if name is None and len(content) == 1:
-            name = next(iter(content))
-        if name not in content:
+        usual = usual if name or len(content) > 1 else list(content)
+        if usual[0] not in content:
             raise ModelFileError(f"it is a checkpoint of {', '.join(content)}; say which one with name=...")
-    elif name is not None and not isinstance(content.get(name), Mapping):
+    elif name and not isinstance(content.get(name), Mapping):
         raise ModelFileError(f"it holds no weights named {name!r}")
-    usual = ("state_dict", "model_state_dict", "model") if name is None else (name,)
     weights = next((content[key] for key in usual if isinstance(content.get(key), Mapping)), content)
-    weights = {key: value for key, value in weights.items() if isinstance(key, str)}
     return {key: value for key, value in weights.items() if torch.is_tensor(value) or key.endswith("_extra_state")}
 
 def _find_class_names(content: Mapping) -> list[str] | None:
     "What the outputs mean, if the file says so."
     for place in (content.get("info"), content.get("extra"), content):
-        if isinstance(place, Mapping) and isinstance(place.get("class_names"), list):
-            return place["class_names"]
+        if isinstance(place, Mapping) and isinstance(place.get("class_names"), list): return place["class_names"]
     return None
 
 def load_weights(
@@ -141,9 +130,10 @@ def load_weights(
     Raises `FileNotFoundError`, or `ModelFileError` (a `ValueError`) naming the file when it is damaged, when nothing
     fits, or, if `strict`, when not everything does; then the model is not changed.
     """
-    source = "the given weights" if isinstance(weights_or_path, Mapping) else str(weights_or_path)
+    is_given = isinstance(weights_or_path, Mapping)
+    source = "the given weights" if is_given else str(weights_or_path)
     with explain_file_errors(source):
-        content = weights_or_path if isinstance(weights_or_path, Mapping) else read_weights_file(weights_or_path)
+        content = weights_or_path if is_given else read_weights_file(source)
         weights = _find_weights(content, name)
         report, fitting = match_state_dict(model, weights, source, rename, (_find_class_names(content), class_names))
         if not report.matched:
