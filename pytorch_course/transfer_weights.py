@@ -7,7 +7,7 @@ __all__ = ['LoadReport', 'match_state_dict', 'load_weights']
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #a280933e
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -56,9 +56,12 @@ class LoadReport:
         return "\n".join([title, *(f"  {kind:13} {count:4}  {names}" for kind, count, names in self._rows())])
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #dab503c6
-def _bare_name(name: str) -> str:
-    "A name without what `torch.compile` (`_orig_mod.`) and wrappers for several GPUs (`module.`) add to it."
-    return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))
+def _bare_names(names: Iterable[str]) -> dict[str, str]:
+    "Each name without what `torch.compile` (`_orig_mod.`) and wrappers for several GPUs (`module.`) add to it."
+    bare = {name: name.replace("_orig_mod.", "") for name in names}
+    while bare and all(short.startswith("module.") for short in bare.values()):
+        bare = {name: short.removeprefix("module.") for name, short in bare.items()}
+    return bare
 
 def _renamed(name: str, rename: dict[str, str] | Callable[[str], str] | None) -> str:
     "The name after renaming; of several prefixes that fit, the longest counts."
@@ -80,11 +83,11 @@ def match_state_dict(
     Raises `ValueError` when two names become one.
     """
     own, theirs = model.state_dict(), {}
-    for name, tensor in weights.items():
-        new = _renamed(_bare_name(name), rename)
+    for name, short in _bare_names(weights).items():
+        new = _renamed(short, rename)
         if new in theirs: raise ValueError(f"two names become {new!r} after renaming")
-        theirs[new] = tensor
-    ours = {_bare_name(name): name for name in own}
+        theirs[new] = weights[name]
+    ours = {short: name for name, short in _bare_names(own).items()}
     report = LoadReport(source, [], [], [name for name in theirs if name not in ours], {}, class_names)
     for short, name in ours.items():
         there, here = (tuple(getattr(value, "shape", ())) for value in (theirs.get(short), own[name]))
