@@ -6,8 +6,7 @@
 __all__ = ['LoadReport', 'match_state_dict', 'load_weights']
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #a280933e
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import torch
