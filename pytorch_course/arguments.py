@@ -119,7 +119,7 @@ def to_device(
     if isinstance(batch, torch.Tensor):
         device = torch.device(device)
         return batch.to(device, non_blocking=device.type == "cuda")
-    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(device)
+    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(device=device)
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if hasattr(batch, "_fields"):  # a named tuple

@@ -84,7 +84,7 @@ def _describe_data(loader) -> dict:
     files = [str(sample[0]).removeprefix(root) for sample in samples] if root and isinstance(samples, list) else []
     classes = getattr(dataset, "classes", None)
     return {
-        "samples": len(dataset) if hasattr(dataset, "__len__") else None,  # a stream has none
+        "samples": getattr(dataset, "__len__", lambda: None)(),  # a stream has none
         "batch size": getattr(loader, "batch_size", None),
         "file names": zlib.crc32("\n".join(files).encode("utf-8", "surrogateescape")),
         "classes": list(map(str, classes)) if isinstance(classes, list | tuple) else None,
