@@ -117,9 +117,8 @@ def to_device(
 ) -> Any:  # the same structure, on the device
     "Move everything in a batch; does not wait for the copy where the memory is pinned."
     if isinstance(batch, torch.Tensor):
-        device = torch.device(device)
-        return batch.to(device, non_blocking=device.type == "cuda")
-    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(device=device)
+        return batch.to(torch.device(device), non_blocking=torch.device(device).type == "cuda")
+    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(torch.device(device))
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if hasattr(batch, "_fields"):  # a named tuple
