@@ -118,7 +118,7 @@ def to_device(
     "Move everything in a batch; does not wait for the copy where the memory is pinned."
     if isinstance(batch, torch.Tensor):
         return batch.to(torch.device(device), non_blocking=torch.device(device).type == "cuda")
-    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(torch.device(device))
+    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(torch.device(device))  # type: ignore
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if hasattr(batch, "_fields"):  # a named tuple
