@@ -11,7 +11,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,21 +57,19 @@ def monitored_value(trainer: Trainer, monitor: str) -> float:
     return row[monitor]
 
 # %% ../nbs/3_training/40_callbacks.ipynb #6f9c783c
+@dataclass(eq=False)
 class MetricMonitor(Callback):
     "Base of callbacks that look for a new best value of one metric in the history. A NaN is never better."
+    monitor: str = "valid_loss"  # name of a column of the history
+    _: KW_ONLY
+    mode: str | None = None  # "min", "max"; by the name: "min" if it has loss, error, mae, mse, rmse, perplexity
+    min_delta: float = 0.0  # an improvement must be larger than this
     state_attributes = ("best", "best_epoch")
 
-    def __init__(
-        self,
-        monitor: str,  # name of a column, for example "valid_loss" or "valid_acc"
-        mode: str | None = None,  # "min", "max"; by the name: "min" if it has loss, error, mae, mse, rmse, perplexity
-        min_delta: float = 0.0,  # an improvement must be larger than this
-    ):
-        lower_is_better = {"loss", "error", "mae", "mse", "rmse", "perplexity"} & set(monitor.split("_"))
-        self.monitor, self.min_delta = monitor, min_delta
-        self.mode = mode or ("min" if lower_is_better else "max")
-        if self.mode not in ("min", "max"): raise ValueError(f'mode must be "min" or "max", not {mode!r}')
-        if not min_delta >= 0: raise ValueError(f"min_delta must be 0 or more, not {min_delta}")
+    def __post_init__(self):
+        lower_is_better = {"loss", "error", "mae", "mse", "rmse", "perplexity"} & set(self.monitor.split("_"))
+        self.mode = self.mode or ("min" if lower_is_better else "max")
+        if self.mode not in ("min", "max"): raise ValueError(f'mode must be "min" or "max", not {self.mode!r}')
 
     def before_fit(self, trainer):
         check_monitor(trainer, self.monitor)
@@ -82,22 +80,18 @@ class MetricMonitor(Callback):
         value = monitored_value(trainer, self.monitor)
         gain = self.best - value if self.mode == "min" else value - self.best
         if not gain > self.min_delta: return False
-        self.best, self.best_epoch = value, trainer.history[-1]["epoch"]
+        self.best, self.best_epoch = value, trainer.epoch
         return True
 
 # %% ../nbs/3_training/40_callbacks.ipynb #7b7be4f2
+@dataclass(eq=False)
 class EarlyStopping(MetricMonitor):
     "Stop when a metric has not improved for `patience` epochs in a row; the weights stay (see `BestWeights`)."
-    def __init__(
-        self,
-        monitor: str = "valid_loss",  # name of a column of the history
-        patience: int = 3,  # epochs without improvement until training stops
-        min_delta: float = 0.0,  # an improvement must be larger than this
-        mode: str | None = None,  # "min", "max", or by the name
-    ):
-        super().__init__(monitor, mode, min_delta)
-        if patience < 1: raise ValueError(f"patience must be at least 1 epoch, not {patience}")
-        self.patience = patience
+    patience: int = 3  # epochs without improvement until training stops
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patience < 1: raise ValueError(f"patience must be at least 1 epoch, not {self.patience}")
 
     def after_epoch(self, trainer):
         waited = trainer.epoch - (self.best_epoch or trainer.start_epoch)
@@ -107,20 +101,17 @@ class EarlyStopping(MetricMonitor):
             print(f"stopped: {self.monitor} has not improved for {waited} epochs (best: {self.best:.4f})")
 
 # %% ../nbs/3_training/40_callbacks.ipynb #5c05bb25
+@dataclass(eq=False)
 class BestWeights(MetricMonitor):
     "Put the weights of the best epoch back into the model when training ends, also early or with an error."
-    state_attributes = (*MetricMonitor.state_attributes, "weights")
+    save_to: str | Path | None = None  # also write them to this file, `.pt`, `.pth` or `.safetensors`
+    state_attributes = ("best", "best_epoch", "weights")
+    weights = None
 
-    def __init__(
-        self,
-        monitor: str = "valid_loss",  # name of a column of the history
-        mode: str | None = None,  # "min", "max", or by the name
-        save_to: str | Path | None = None,  # also write them to this file, `.pt`, `.pth` or `.safetensors`
-    ):
-        super().__init__(monitor, mode)
-        if save_to is not None and Path(save_to).suffix not in (".pt", ".pth", ".safetensors"):
-            raise ValueError(f"save_to must end in .pt, .pth or .safetensors, not {str(save_to)!r}")
-        self.save_to, self.weights = save_to, None
+    def __post_init__(self):
+        super().__post_init__()
+        if self.save_to is not None and Path(self.save_to).suffix not in (".pt", ".pth", ".safetensors"):
+            raise ValueError(f"save_to must end in .pt, .pth or .safetensors, not {str(self.save_to)!r}")
 
     def after_epoch(self, trainer):
         if not self.improved(trainer): return
@@ -142,26 +133,19 @@ def count_batches(trainer, callback: Callback) -> int:
 class GradientAccumulation(Callback):
     """Update the weights once for several batches, exactly as if they were one large batch, whatever their sizes.
 
-    The loss must be a mean; it may have class weights or an `ignore_index`. Layers that look at the batch as a whole,
-    such as batch normalization, still see the small ones. Raises `ValueError` for a dataloader without a length.
+    The loss must be a mean; it may have class weights or an `ignore_index`. Batch norm sees the small batches.
     """
     order = -10  # before gradients are clipped
 
-    def __init__(
-        self,
-        batches: int,  # batches per update
-    ):
+    def __init__(self, batches: int):  # batches per update
         if batches < 1: raise ValueError(f"batches must be at least 1, not {batches}")
         self.batches = batches
-
-    def before_fit(self, trainer):
-        self.num_batches = count_batches(trainer, self)
 
     def before_batch(self, trainer):
         if trainer.batch_index % self.batches == 0:
             self.total_weight, self.scale = 0, batch_size(trainer.batch)  # which keeps gradients at their usual size
         done = trainer.batch_index + 1
-        trainer.accumulating = done % self.batches != 0 and done < self.num_batches
+        trainer.accumulating = done % self.batches != 0 and done < count_batches(trainer, self)
 
     def around_backward(self, trainer, backward):
         def weighted_backward(loss):
@@ -170,7 +154,6 @@ class GradientAccumulation(Callback):
                 weight = loss_weight(trainer.loss_fn, trainer.outputs, batch[1])
             self.total_weight += weight
             backward(loss * (weight / self.scale))
-
         return weighted_backward
 
     def after_backward(self, trainer):
@@ -183,12 +166,9 @@ class GradientAccumulation(Callback):
 # %% ../nbs/3_training/40_callbacks.ipynb #8fa4ff92
 class GradientClipping(Callback):
     "Scale the gradient of all parameters down to a norm of at most `max_norm`; `norms` keeps what it was at each step."
-    def __init__(
-        self,
-        max_norm: float,  # longest gradient allowed, above 0
-    ):
+    def __init__(self, max_norm: float):  # longest gradient allowed, above 0
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
-        self.max_norm, self.norms = max_norm, []
+        self.max_norm = max_norm
 
     def before_fit(self, trainer):
         self.norms = []
@@ -204,25 +184,22 @@ class GradientClipping(Callback):
         self.norms = list(state["norms"])
 
 # %% ../nbs/3_training/40_callbacks.ipynb #334313f1
+@dataclass(eq=False)
 class LRScheduler(Callback):
-    """Change the learning rate by any scheduler of `torch.optim.lr_scheduler`.
+    """Change the learning rate by any scheduler of `torch.optim.lr_scheduler`, which goes on in later calls of `fit`.
 
-    `scheduler` is made at the first `fit` and goes on in later ones; `lrs` has the rate of every step so far.
-    Raises `TypeError` for a scheduler in place of a function that makes one, `ValueError` for an unknown `monitor`.
+    `lrs` has the rate of every step so far. Raises `TypeError` for a scheduler in place of a function that makes one.
     """
-    def __init__(
-        self,
-        make_scheduler: Callable,  # `make_scheduler(optimizer)`, for example `partial(StepLR, step_size=3)`
-        interval: str = "epoch",  # "epoch" or "step": when the scheduler makes a step
-        monitor: str = "valid_loss",  # the metric that `ReduceLROnPlateau` looks at
-    ):
-        name = type(make_scheduler).__name__
-        if not callable(make_scheduler):
+    make_scheduler: Callable  # `make_scheduler(optimizer)`, for example `partial(StepLR, step_size=3)`
+    interval: str = "epoch"  # "epoch" or "step": when the scheduler makes a step
+    monitor: str = "valid_loss"  # the metric that `ReduceLROnPlateau` looks at
+
+    def __post_init__(self):
+        name = type(self.make_scheduler).__name__
+        if not callable(self.make_scheduler):
             raise TypeError(f"give a function that makes it: LRScheduler(lambda optimizer: {name}(optimizer, ...))")
-        if interval not in ("epoch", "step"):
-            raise ValueError(f'interval must be "epoch" or "step", not {interval!r}')
-        self.make_scheduler, self.interval = make_scheduler, interval
-        self.monitor = monitor
+        if self.interval not in ("epoch", "step"):
+            raise ValueError(f'interval must be "epoch" or "step", not {self.interval!r}')
         self.scheduler: Any = None
 
     def before_fit(self, trainer):
@@ -255,25 +232,20 @@ class LRScheduler(Callback):
 class OneCycle(LRScheduler):
     """One cycle per `fit`: the learning rate rises to `max_lr` and falls to nearly 0 (`OneCycleLR`, per step).
 
-    Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120. Raises `ValueError` for a dataloader without length.
+    Source: Smith and Topin 2017, https://arxiv.org/abs/1708.07120. The dataloader needs a length.
     """
-    def __init__(
-        self,
-        max_lr: float,  # highest learning rate
-        **options,  # of `OneCycleLR`; an optimizer without momentum needs `cycle_momentum=False`
-    ):
-        super().__init__(lr_scheduler.OneCycleLR, interval="step")
-        self.options = {"max_lr": max_lr} | options
+    def __init__(self, max_lr: float, **options):  # of `OneCycleLR`; without momentum: `cycle_momentum=False`
+        super().__init__(partial(lr_scheduler.OneCycleLR, max_lr=max_lr, **options), interval="step")
 
     def before_fit(self, trainer):
-        accumulation = [callback for callback in trainer.callbacks if isinstance(callback, GradientAccumulation)]
-        updates = math.ceil(count_batches(trainer, self) / (accumulation[0].batches if accumulation else 1))
-        self.options["total_steps"] = updates * trainer.epochs
-        self.make_scheduler, self.scheduler = partial(lr_scheduler.OneCycleLR, **self.options), None
+        groups = [callback.batches for callback in trainer.callbacks if isinstance(callback, GradientAccumulation)]
+        updates = math.ceil(count_batches(trainer, self) / max(groups, default=1))
+        self.make_scheduler = partial(self.make_scheduler, total_steps=updates * trainer.epochs)
+        self.scheduler = None
         super().before_fit(trainer)
 
     def load_state_dict(self, state: dict):
-        saved, now = state["scheduler"]["total_steps"], self.options["total_steps"]
+        saved, now = state["scheduler"]["total_steps"], self.scheduler.total_steps
         if saved != now:
             raise ValueError(f"the checkpoint is from a cycle of {saved} steps, not {now}; resume with the same epochs")
         super().load_state_dict(state)
@@ -288,8 +260,8 @@ class LivePlot(Callback):
         if "IPython" not in sys.modules: return
         from IPython import display, get_ipython
         if not hasattr(get_ipython(), "kernel"): return  # a terminal with IPython has none
-        names = dict.fromkeys(name for row in trainer.history for name in row)  # a set that keeps the order
-        figure = plot_loss_curves({name: [row.get(name, math.nan) for row in trainer.history] for name in names})
+        import pandas
+        figure = plot_loss_curves(pandas.DataFrame(trainer.history).to_dict("list"))
         if self.handle is None:
             self.handle = display.display(figure, display_id=True)
         else:

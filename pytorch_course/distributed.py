@@ -31,8 +31,7 @@ def _own_device(device: str | None) -> torch.device:
     if found.type != "cuda": return found
     index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if index >= count:
-        advice = f"this machine has {count}; use --nproc_per_node={count}"
-        raise ValueError(f"no GPU left for local rank {index}: {advice}")
+        raise ValueError(f"no GPU left for local rank {index} of {count} GPUs; use --nproc_per_node={count}")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -42,8 +41,7 @@ def process_group(
 ) -> Iterator[ProcessInfo]:  # rank, world size and device of this process
     """Join the processes that torchrun started (NCCL on CUDA, else gloo) and leave them at the end.
 
-    Without torchrun, this process is the only one. Raises `ValueError` when there are more processes than GPUs, or when
-    the environment has a rank but no address to meet at.
+    Without torchrun, this process is the only one. Raises `ValueError` when there are more processes than GPUs.
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         yield ProcessInfo(0, 1, pick_device(device))
@@ -58,45 +56,37 @@ def process_group(
         dist.destroy_process_group()
 
 # %% ../nbs/3_training/44_distributed.ipynb #a1e24969
-_OPTIONS = "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context generator"
-
 def shard_dataloader(
     dataloader: DataLoader,  # of a single process, shuffled or in order; its batch size is that of all together
     seed: int | None,  # for training: the order follows from it and the epoch; `None`, to evaluate: in order
     process: ProcessInfo | None = None,  # whose share; `None`: this process's
 ) -> DataLoader:  # of the same dataset; for training, call `.sampler.set_epoch(epoch)` before each epoch
-    """The share that a process has of every batch.
+    """The share that a process has of every batch; to train, some samples come twice, to make the shares even.
 
-    For training some samples may come twice, so that all shares are of one size; to evaluate, none does.
-    Raises `ValueError` when a training batch cannot be divided evenly, and for dataloaders with samplers of their own,
-    which would be lost.
+    Raises `ValueError` when a training batch cannot be divided evenly, and for a sampler of another kind.
     """
     rank, world_size = process[:2] if process else (get_rank(), get_world_size())
     if dataloader.batch_size is None or type(dataloader.sampler) not in (RandomSampler, SequentialSampler):
         name = type(dataloader.sampler).__name__
         raise ValueError(f"only dataloaders with batch_size and shuffle can be sharded; this one has a {name}")
-    dataset, drop_last = dataloader.dataset, dataloader.drop_last
-    count = len(dataset)  # type: ignore
+    dataset, drop_last = dataloader.dataset, dataloader.drop_last and seed is not None
     batch_size, rest = divmod(dataloader.batch_size, world_size)
     if seed is None:
-        sampler, batch_size = range(rank, count, world_size), batch_size or 1
+        sampler = range(rank, len(dataset), world_size)  # type: ignore
     elif rest:
         raise ValueError(f"batches of {dataloader.batch_size} cannot be divided evenly by {world_size} processes")
     else:
         sampler = DistributedSampler(dataset, world_size, rank, seed=seed, drop_last=drop_last)
-    kept = f"{_OPTIONS} prefetch_factor persistent_workers".split()
-    options = {name: getattr(dataloader, name) for name in kept}
-    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last and seed is not None, **options)
+    kept = "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context generator".split()
+    options = {name: getattr(dataloader, name) for name in (*kept, "prefetch_factor", "persistent_workers")}
+    return DataLoader(dataset, batch_size or 1, sampler=sampler, drop_last=drop_last, **options)
 
 # %% ../nbs/3_training/44_distributed.ipynb #4001144e
 def all_reduce_mean(
     sums: dict[str, float],  # over this process's samples, such as `{"loss": loss * count}`; the same names in all
     count: int,  # how many samples these were; it may be 0
 ) -> dict[str, float]:  # means over the samples of all processes, the same in each of them
-    """Exact means over all samples, however unevenly they are shared; every process must call it.
-
-    Raises `ValueError` when there are no samples in any process.
-    """
+    "Exact means over all samples; every process must call it. Raises `ValueError` when there are no samples at all."
     names = sorted(sums)
     is_parallel = get_world_size() > 1
     device = "cuda" if is_parallel and dist.get_backend() == "nccl" else "cpu"
@@ -104,6 +94,5 @@ def all_reduce_mean(
     if is_parallel:
         dist.all_reduce(totals)
     count, *means = totals.tolist()
-    if count == 0:
-        raise ValueError("no process had any samples, so there is no mean")
+    if count == 0: raise ValueError("no process had any samples, so there is no mean")
     return {name: total / count for name, total in zip(names, means)}

@@ -11,14 +11,14 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-import numpy as np
+from itertools import chain, repeat
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from .performance import MixedPrecision
 from .plots import subplots
 from .seeds import preserve_rng_state
-from .trainer import Callback, Trainer, copy_trainer
+from .trainer import Trainer, copy_trainer
 
 # %% ../nbs/3_training/41_lr_finder.ipynb #2770a5c2
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class LRRangeTest:
     @property
     def smoothed(self) -> torch.Tensor:
         "Losses as a centered moving average over about a twentieth of the steps, `(steps,)`."
-        half = max(1, len(self.losses) // 40)
-        losses = torch.tensor(self.losses)[None]
+        half, losses = max(1, len(self.losses) // 40), torch.tensor(self.losses)[None]
         return F.avg_pool1d(losses, 2 * half + 1, stride=1, padding=half, count_include_pad=False)[0]
 
     @property
@@ -39,55 +38,39 @@ class LRRangeTest:
         "The learning rate where the loss falls most steeply. Raises `ValueError` if it never fell."
         falling = self.smoothed[: self.smoothed.argmin() + 1]
         if len(falling) < 2:
-            between = f"between {self.lrs[0]:g} and {self.lrs[-1]:g}"
-            raise ValueError(f"the loss never fell {between}; start lower, or look for a bug in the model")
+            tried = f"between {self.lrs[0]:g} and {self.lrs[-1]:g}"
+            raise ValueError(f"the loss never fell {tried}; start lower, or look for a bug in the model")
         return self.lrs[int(falling.diff().argmin())]  # equally spaced on a log scale: differences are slopes
 
     def plot(self):
         "A Matplotlib figure: loss over learning rate, with the suggestion as a line if there is one."
         figure, axes = subplots(figsize=(5, 2.8))
-        smoothed = self.smoothed
-        axes[0, 0].semilogx(self.lrs, self.losses, ".", alpha=0.4, label="batches")
-        axes[0, 0].semilogx(self.lrs, smoothed, label="smoothed")
+        ax, smoothed = axes[0, 0], self.smoothed
+        ax.semilogx(self.lrs, self.losses, ".", alpha=0.4, label="batches")
+        ax.semilogx(self.lrs, smoothed, label="smoothed")
         if smoothed.argmin() > 0:
-            axes[0, 0].axvline(self.suggestion, color="gray", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
+            ax.axvline(self.suggestion, color="gray", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
         bottom, start = smoothed.min().item(), smoothed[0].item()
         margin = max(start - bottom, 0.1 * abs(start), 1e-6)
-        axes[0, 0].set(title="Learning rate range test", xlabel="learning rate", ylabel="loss")
-        axes[0, 0].set_ylim(bottom - 0.2 * margin, start + 0.6 * margin)  # the explosion needs no room
-        axes[0, 0].legend()
+        ax.set(title="Learning rate range test", xlabel="learning rate", ylabel="loss")
+        ax.set_ylim(bottom - 0.2 * margin, start + 0.6 * margin)  # the explosion needs no room
+        ax.legend()
         return figure
 
 # %% ../nbs/3_training/41_lr_finder.ipynb #e9135f40
-class _RisingLR(Callback):
-    "Go through the dataloader again and again with a rising learning rate, and end the epoch when the loss explodes."
-    def __init__(self, lrs: list[float]):
-        self.lrs, self.losses = lrs, []
-
-    def around_batches(self, trainer, batches):
-        def rising(dataloader) -> Iterator:
-            endless = self.repeat(batches, dataloader)
-            window, best = max(3, len(self.lrs) // 20), math.inf
-            for lr, batch in zip(self.lrs, endless):
-                for group in trainer.optimizer.param_groups:
-                    group["lr"] = lr
-                yield batch  # comes back when the step is done
-                loss = trainer.loss.item()
-                if not math.isfinite(loss): return
-                self.losses.append(loss)
-                recent = statistics.fmean(self.losses[-window:])
-                best = min(best, recent)
-                if recent > 4 * best: return
-
-        return rising
-
-    def repeat(self, batches, dataloader) -> Iterator:
-        "Batches, over and over again. Raises `ValueError` when there is none."
-        while True:
-            batch = None
-            for batch in batches(dataloader):
-                yield batch
-            if batch is None: raise ValueError("the dataloader gave no batch; is the dataset empty?")
+def _rising(trainer: Trainer, dataloader, lrs: list[float], losses: list[float]) -> Iterator:
+    "Batches, again and again, each at the next rate; collects their losses and ends when the loss explodes."
+    window, best = max(3, len(lrs) // 20), math.inf
+    for lr, batch in zip(lrs, chain.from_iterable(repeat(dataloader, len(lrs)))):
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = lr
+        yield batch  # comes back when the step is done
+        loss = trainer.loss.item()
+        if not math.isfinite(loss): return
+        losses.append(loss)
+        recent = statistics.fmean(losses[-window:])
+        best = min(best, recent)
+        if recent > 4 * best: return
 
 # %% ../nbs/3_training/41_lr_finder.ipynb #a647ce3e
 def find_learning_rate(
@@ -99,20 +82,17 @@ def find_learning_rate(
 ) -> LRRangeTest:  # has `.suggestion` and `.plot()`
     """Train a copy with a learning rate that rises from `start_lr` to `end_lr`, the same for all parameter groups.
 
-    Source: Smith 2017, https://arxiv.org/abs/1506.01186. Raises `ValueError` without an optimizer, for rates that do
-    not rise, fewer than 10 steps, or an empty dataloader.
+    Source: Smith 2017, https://arxiv.org/abs/1506.01186. Raises `ValueError` when nothing can be measured.
     """
-    if trainer.optimizer is None:
-        raise ValueError("find_learning_rate needs an optimizer: Trainer(model, loss_fn, optimizer)")
-    if not 0 < start_lr < end_lr:
-        raise ValueError(f"rates must rise from above 0, not from {start_lr} to {end_lr}")
+    if not 0 < start_lr < end_lr: raise ValueError(f"rates must rise from above 0, not from {start_lr} to {end_lr}")
     if steps < 10: raise ValueError(f"steps must be at least 10, not {steps}")
-    rising = _RisingLR(np.geomspace(start_lr, end_lr, steps).tolist())
+    lrs, losses = torch.logspace(math.log10(start_lr), math.log10(end_lr), steps).tolist(), []
     precision = [copy.deepcopy(callback) for callback in trainer.callbacks if isinstance(callback, MixedPrecision)]
-    copied = copy_trainer(trainer, [*precision, rising])
-    dataloader = copy.copy(dataloader)
+    copied = copy_trainer(trainer, precision)
     if isinstance(dataloader, DataLoader):
+        dataloader = copy.copy(dataloader)
         vars(dataloader)["persistent_workers"] = False  # workers that live on belong to the original
     with preserve_rng_state(dataloader, copied.device):
-        copied.fit(1, dataloader)
-    return LRRangeTest(rising.lrs[: len(rising.losses)], rising.losses)
+        copied.fit(1, _rising(copied, dataloader, lrs, losses))
+    if not losses: raise ValueError("the dataloader gave no batch with a finite loss; is the dataset empty?")
+    return LRRangeTest(lrs[: len(losses)], losses)

@@ -23,18 +23,6 @@ from .reproducibility import Reproducible
 from .trainer import Trainer
 from .worker_errors import ExplainWorkerErrors
 
-# %% ../nbs/3_training/46_recipes.ipynb #b6410567
-def _performance(precision: str, channels_last: bool | None, compile: bool) -> list[Callback]:
-    "Callbacks for speed. Raises `ValueError` for another precision."
-    callbacks: list[Callback] = [KeepMemory(), PrefetchToDevice()]
-    if channels_last is not False:
-        callbacks.append(ChannelsLast())
-    if precision != "fp32":
-        callbacks.append(MixedPrecision(precision))
-    if compile:
-        callbacks.append(Compile())
-    return callbacks
-
 # %% ../nbs/3_training/46_recipes.ipynb #626b6139
 def fit(
     model: nn.Module,  # moved to `device` and trained
@@ -59,15 +47,17 @@ def fit(
     callbacks: Iterable[Callback] = (),  # further ones
     progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
 ) -> Trainer:  # with the trained model and `history`, a row per epoch
-    """Train with all good defaults: checks, exact resume, speed.
-
-    Raises what `Trainer.fit` and the callbacks raise, and `ValueError` for `resume` without `checkpoint_dir`.
-    """
-    if resume and checkpoint_dir is None:
-        raise ValueError("resume=True needs a checkpoint_dir, the folder of the checkpoints")
+    "Train with all good defaults: checks, exact resume, speed. Raises what `Trainer.fit` and the callbacks raise."
+    if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir")
     loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     check_trainer_arguments(model, loss_fn, optimizer, metrics)
-    chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), *_performance(precision, channels_last, compile)]
+    chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), KeepMemory(), PrefetchToDevice()]
+    if channels_last is not False:
+        chosen.append(ChannelsLast())
+    if precision != "fp32":
+        chosen.append(MixedPrecision(precision))
+    if compile:
+        chosen.append(Compile())
     if checkpoint_dir is not None:
         chosen.append(Checkpoints(checkpoint_dir, resume))
     if seed is not None or checkpoint_dir is not None:
@@ -93,8 +83,7 @@ def _block(in_channels: int, out_channels: int, pool: bool, **options) -> nn.Seq
 class QuickNet(nn.Module):
     """A small fast network for images of at least 32 x 32 pixels: `(N, input_shape, H, W)` in, logits out.
 
-    392,128 parameters by default. Pooling before normalization and logits divided by 8 are from K. Jordan's
-    airbench, https://arxiv.org/abs/2404.00498.
+    Pooling before normalization and logits divided by 8: K. Jordan's airbench, https://arxiv.org/abs/2404.00498.
     """
     def __init__(
         self,
@@ -138,14 +127,9 @@ def train_cifar10_quickly(
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": weights, "weight_decay": 5e-4}, {"params": others}]
     schedule = OneCycle(lr, pct_start=0.25, anneal_strategy="linear", cycle_momentum=False)
-    return fit(
-        model,
-        *loaders,
-        epochs=epochs,
-        loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1),
-        optimizer=torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
-        seed=seed,
-        precision=precision,
-        callbacks=[schedule, *callbacks],
-        progress=progress,
-    )
+    parts = {
+        "loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1),
+        "optimizer": torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+        "callbacks": [schedule, *callbacks],
+    }
+    return fit(model, *loaders, epochs=epochs, seed=seed, precision=precision, progress=progress, **parts)

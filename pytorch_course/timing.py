@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
-from .performance import Compile
 from .trainer import Callback
 
 # %% ../nbs/3_training/45_timing.ipynb #c074c294
@@ -21,95 +20,68 @@ class Timings:
     "What `compare_timings` has measured, by name; it prints as a table, relative to the first name."
     first: dict[str, float]  # seconds of the first call, the warm-up
     seconds: dict[str, list[float]]  # of each round
-    faults: dict[str, list[int | None]]  # page faults of each round
+    faults: dict[str, list[float]]  # page faults of each round
 
-    def ratios(self, name: str, to: str) -> list[float]:
-        "Time of one divided by that of another, in each round."
-        return [a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)]
-
-    def ratio(self, name: str, to: str) -> float:
-        "The median of `ratios`."
-        return statistics.median(self.ratios(name, to))
-
-    def table(
-        self,
-        to: str | None = None,  # what to compare with; `None`: the first name
-    ):  # a pandas DataFrame with a row for each name
-        """Medians, and ratios within the rounds with their range. The verdict is "noise" unless all rounds agree.
-
-        Five rounds agree by mere luck in 1 of 16 cases, eight in 1 of 128.
-        """
+    def table(self, to: str | None = None):  # what to compare with; `None`: the first name
+        "A DataFrame: medians, and ratios within the rounds with their range; noise unless all rounds agree."
         import pandas  # here, so that importing this module stays fast
         to, rows = to or next(iter(self.seconds)), {}
         for name, seconds in self.seconds.items():
-            ratios, faults = self.ratios(name, to), [count for count in self.faults[name] if count is not None]
+            ratios = [a / b for a, b in zip(seconds, self.seconds[to], strict=True)]
             verdict = "faster" if max(ratios) < 1 else "slower" if min(ratios) > 1 else "noise"
             rows[name] = {
                 "first s": self.first[name],
                 "median s": statistics.median(seconds),
                 "ratio": statistics.median(ratios),
-                "lowest": min(ratios),
-                "highest": max(ratios),
+                "lowest": min(ratios), "highest": max(ratios),
                 "verdict": "" if name == to else verdict,
-                "page faults": round(statistics.median(faults)) if faults else None,
+                "page faults": statistics.median(self.faults[name]),
             }
         return pandas.DataFrame.from_dict(rows, orient="index").dropna(axis="columns", how="all")
 
     def __repr__(self) -> str:
-        shapes = {"first s": "{:.3f}", "median s": "{:.3f}", "page faults": "{:,.0f}"}
-        shapes |= dict.fromkeys(("ratio", "lowest", "highest"), "{:.2f}")
-        return self.table().to_string(formatters={column: shape.format for column, shape in shapes.items()})
+        return self.table().to_string(float_format="{:.3f}".format, formatters={"page faults": "{:,.0f}".format})
 
-    def break_even(
-        self,
-        name: str,  # slow at its first call, fast afterwards
-        to: str,  # what it would replace
-    ) -> float:  # 1: at once; `math.inf`: never
-        "From which call on one contender has taken, all its calls together, no more time than the other."
+    def break_even(self, name: str, to: str) -> float:  # 1: at once; `math.inf`: never
+        "From which call on all calls of `name`, whose first one is slow, have taken no more time than those of `to`."
         gain = statistics.median(self.seconds[to]) - statistics.median(self.seconds[name])
         if gain <= 0: return math.inf
         return 1 + max(0, math.ceil(round((self.first[name] - self.first[to]) / gain, 6)))
 
 # %% ../nbs/3_training/45_timing.ipynb #6f90fe34
-def _page_faults() -> int | None:
-    "How often the system had to hand memory to this process so far; `None` where it does not say."
+def _page_faults() -> float:
+    "How often the system had to hand memory to this process so far; NaN where it does not say."
     try:
         import resource  # not on Windows
     except ImportError:
-        return None
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-def _wait_for_device():
-    "A GPU works on when Python goes on; its time belongs to the function that gave it the work."
+def _now() -> float:
+    "The time. A GPU works on when Python goes on; its time belongs to the function that gave it the work."
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+    return time.perf_counter()
 
-def _measure(function: Callable) -> tuple[float, int | None]:
+def _measure(function: Callable) -> tuple[float, float]:
     "Seconds and page faults of one call."
-    _wait_for_device()
-    faults, start = _page_faults(), time.perf_counter()
+    faults, start = _page_faults(), _now()
     function()
-    _wait_for_device()
-    seconds, later = time.perf_counter() - start, _page_faults()
-    return seconds, None if faults is None or later is None else later - faults
+    return _now() - start, _page_faults() - faults
 
 def compare_timings(
     contenders: dict[str, Callable],  # name -> function without arguments
     rounds: int = 5,  # how often each is called, after the warm-up
 ) -> Timings:  # its first calls, and seconds and page faults of every round
-    """Time several functions fairly: each once to warm up, then in turns, another one first in each round.
-
-    A GPU's work counts. Raises `ValueError` when there is nothing to call.
-    """
+    "Time functions fairly, also on a GPU: each once to warm up, then in turns, another one first in each round."
     if not contenders or rounds < 1:
         raise ValueError(f"compare_timings needs contenders and at least 1 round, not {len(contenders)} and {rounds}")
     names = list(contenders)
-    timings = Timings({}, {name: [] for name in names}, {name: [] for name in names})
-    for name in names:
-        timings.first[name], _ = _measure(contenders[name])
+    first = {name: _measure(contenders[name])[0] for name in names}
+    timings = Timings(first, {name: [] for name in names}, {name: [] for name in names})
     for number in range(1, rounds + 1):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
+        begin = number % len(names)
+        for name in names[begin:] + names[:begin]:
             seconds, faults = _measure(contenders[name])
             timings.seconds[name].append(seconds)
             timings.faults[name].append(faults)
@@ -119,74 +91,48 @@ def compare_timings(
 class StepProfiler(Callback):
     """Where the time of a training step goes; `table()` says it, also in the middle of a run.
 
-    On a GPU each part is waited for, so that its time does not count for another; what would overlap then does not, and
-    training is slower. What other callbacks do counts for the part before or after it.
+    On a GPU each part is waited for, which is slower. What other callbacks do counts for the part before or after it.
     """
-
     order = 90  # close to the loop: inside of what others put around a step, after what they do with it
-    parts: tuple[str, ...] = ("batch", "forward", "loss and metrics", "backward", "optimizer")
+    parts: tuple[str, ...] = ("batch", "forward and loss", "backward", "optimizer", "metrics")
 
-    def __init__(
-        self,
-        skip: int = 1,  # leave out the first steps of a run, in which everything is prepared
-    ):
+    def __init__(self, skip: int = 1):  # leave out the first steps of a run, in which everything is prepared
         self.skip, self.steps = skip, 0
-        self.hook = None
 
     def before_fit(self, trainer):
         self.seconds, self.steps = dict.fromkeys(self.parts, 0.0), -self.skip
-        self.on_cpu = trainer.device.type == "cpu"
-        self.last = self._now()
-        compiled = any(isinstance(callback, Compile) for callback in trainer.callbacks)
-        lap = torch.compiler.disable(self._after_forward) if compiled else self._after_forward
-        self.hook = trainer.model.register_forward_hook(lap)
 
     def before_epoch(self, trainer):
-        self.last = self._now()
+        self.last = _now()
 
     def before_batch(self, trainer):
         self._lap("batch")
 
-    def _after_forward(self, model, inputs, outputs):
-        if model.training:
-            self._lap("forward")
-
     def around_backward(self, trainer, backward):
         def timed_backward(loss):
-            self._lap("loss and metrics")
+            self._lap("forward and loss")
             backward(loss)
             self._lap("backward")
-
         return timed_backward
 
     def around_update(self, trainer, update):
         def timed_update():
             update()
             self._lap("optimizer")
-
         return timed_update
 
     def after_batch(self, trainer):
-        self._lap("loss and metrics")
+        self._lap("metrics")
         self.steps += 1
 
-    def after_fit(self, trainer):
-        if self.hook:
-            self.hook.remove()
-
-    def _now(self) -> float:
-        if not self.on_cpu:
-            torch.accelerator.synchronize()
-        return time.perf_counter()
-
     def _lap(self, part: str):
-        now = self._now()
+        now = _now()
         if self.steps >= 0:
             self.seconds[part] += now - self.last
         self.last = now
 
-    def table(self):  # a pandas DataFrame with a row for each part
-        "Milliseconds a step, and the share of each part. Raises `ValueError` before there was a step to count."
+    def table(self):
+        "A DataFrame: milliseconds a step and share of each part. Raises `ValueError` before there was a step to count."
         import pandas
         if self.steps < 1:
             raise ValueError(f"no step to show: the first {self.skip} of a run are left out, and there were no more")

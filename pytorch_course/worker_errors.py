@@ -19,13 +19,12 @@ class DataLoaderWorkerError(RuntimeError):
 _FEWER = "use fewer workers (num_workers=0 needs none)"
 _DIED = f"a worker process has died, most often because memory ran out: {_FEWER} or smaller batches"
 _WORKER_ERRORS = {  # what PyTorch's messages contain -> what it means and what to do
-    r"Bus error|shared memory|unable to (mmap|open|write)|No space left": f"shared memory is full: {_FEWER}, "
-    "smaller batches, or give the container more of it (docker run --shm-size=2g)",
-    r"timed out after": "a worker has not answered in time, so it hangs or reads from a very slow disk: "
+    "Bus error|shared memory": f"shared memory is full: {_FEWER}, smaller batches, "
+    "or give the container more of it (docker run --shm-size=2g)",
+    "DataLoader timed out": "a worker has not answered in time, so it hangs or reads from a very slow disk: "
     "try num_workers=0 to see where, or give the dataloader a longer timeout",
-    r"Too many open files|received 0 items of ancdata": "too many open files: "
-    f"raise the limit (ulimit -n 4096) or {_FEWER}",
-    r"killed by signal|exited unexpectedly": _DIED,
+    "Too many open files|0 items of ancdata": f"too many open files: raise the limit (ulimit -n 4096) or {_FEWER}",
+    "DataLoader worker .*(killed by signal|exited unexpectedly)": _DIED,
 }
 
 @contextmanager
@@ -34,26 +33,21 @@ def explain_worker_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        message = str(error)
         frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         if isinstance(error, (EOFError, OSError)) and "_try_get_data" in frames:
             raise DataLoaderWorkerError(f"{_DIED} (it ended while it was handing over a batch)") from error
-        if not re.search("DataLoader|shared memory|ancdata|Too many open files", message): raise
-        if "Caught " in message: raise  # an error in the dataset itself, which names it
+        said = str(error)
         for pattern, advice in _WORKER_ERRORS.items():
-            if re.search(pattern, message):
-                said = message.splitlines()[0].strip()
-                raise DataLoaderWorkerError(f"{advice} (PyTorch said: {said})") from error
+            if re.search(pattern, said) and "Caught " not in said:  # that is an error in the dataset, which names it
+                raise DataLoaderWorkerError(f"{advice} (PyTorch said: {said.splitlines()[0]})") from error
         raise
 
 class ExplainWorkerErrors(Callback):
     "`explain_worker_errors` for the dataloaders of a trainer."
-
     order = -900
 
     def around_batches(self, trainer, batches):
         def explained(dataloader):
             with explain_worker_errors():
                 yield from batches(dataloader)
-
         return explained
