@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 import numpy as np
 import PIL
 import torch
@@ -224,7 +225,7 @@ class CachedImageFolder(ImageFolder):
         self.cache = self._new_cache()
 
     def _new_cache(self) -> ImageCache:
-        transform = self.transform
+        transform: Any = self.transform
         if type(transform) is not ImageTransform:
             raise ValueError(f"CachedImageFolder supports only ImageTransform, not {transform!r}; use ImageFolder")
         return ImageCache([path for path, _ in self.samples], transform, self.root, **self.cache_options)
