@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['CustomImageDataset', 'show_batch', 'OneHot', 'get_targets', 'TransformedSubset', 'split_dataset', 'balanced_sampler',
-           'Delay', 'time_dataloader']
+           'Delay']
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #4e647a7c
+import csv
 import math
 import operator
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -21,41 +20,27 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data import WeightedRandomSampler, random_split
-from .data import find_attributes, worker_options
+from .data import find_attributes
 from .images import open_image
 from .plots import plot_images
 from .seeds import preserve_rng_state
+from .text import read_text
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #1534b218
-def _read_table(path: Path):
-    "A table of file names and labels, as strings; its index is the line number; without blank lines."
-    import pandas as pd  # here, because it takes half a second to import
-
-    if not path.is_file(): raise FileNotFoundError(f"no annotations file {path}")
-    columns: dict = dict(header=None, names=["file", "label"], usecols=[0, 1], index_col=False, dtype=str)
-    blanks: dict = dict(keep_default_na=False, skip_blank_lines=False, skipinitialspace=True)
-    try:
-        table = pd.read_csv(path, encoding="utf-8-sig", **columns, **blanks)
-    except ValueError as error:  # also for text that is not UTF-8
-        raise ValueError(f"cannot read {path} as UTF-8 lines of file name, comma, label: {error}") from error
-    table.index += 1
-    table = table.apply(lambda column: column.str.strip())
-    return table[(table != "").any(axis=1)]
-
 def _read_annotations(path: Path, img_dir: Path) -> list[tuple[int, Path, str]]:
     "Line number, image file and label of every image; all of it checked."
-    rows = [(line, img_dir/name, label) for line, name, label in _read_table(path).itertuples(name=None)]
+    rows, reader = [], csv.reader(read_text(path).splitlines(), skipinitialspace=True)
+    for fields in reader:
+        name, label = [*map(str.strip, fields), "", ""][:2]
+        if not name and not label: continue
+        if not name or not label:
+            raise ValueError(f"{path}, line {reader.line_num}: expected file name, comma, label; one is missing")
+        rows.append((reader.line_num, img_dir/name, label))
     if rows and rows[0][1].suffix.lower() not in Image.registered_extensions() and not rows[0][1].is_file():
         del rows[0]  # a header
-    if not rows:
-        raise ValueError(f"{path} lists no images; expected lines of file name, comma, label")
-    for line, file, label in rows:
-        if not label or file == img_dir:
-            raise ValueError(f"{path}, line {line}: expected file name, comma, label; one of them is missing")
-    missing = [(line, file) for line, file, _ in rows if not file.is_file()]
-    if missing:
-        where, number = f"{path}, line {missing[0][0]}", f"{len(missing)} of {len(rows)} images are missing"
-        raise FileNotFoundError(f"{where}: no image file at {missing[0][1]} ({number})")
+    if not rows: raise ValueError(f"{path} lists no images; expected lines of file name, comma, label")
+    missing = [f"{path}, line {line}: no image file at {file}" for line, file, _ in rows if not file.is_file()]
+    if missing: raise FileNotFoundError(f"{missing[0]} ({len(missing)} of {len(rows)} images are missing)")
     return rows
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #c2131f18
@@ -65,11 +50,10 @@ def _apply(dataset, x, y) -> tuple:
     return x, y if dataset.target_transform is None else dataset.target_transform(y)
 
 class CustomImageDataset(Dataset):
-    """Images listed in a CSV file (file name, label, more is ignored) as a data set of `(image, class index)`.
+    """Images listed in a CSV file (file name, label) as `(image, class index)`; with the attributes of `ImageFolder`.
 
-    A header is skipped. Labels that are all whole numbers are class indices, else class names. Has `classes`,
-    `class_to_idx`, `samples`, `targets`, as `ImageFolder`. Raises `FileNotFoundError` for a missing CSV file or image,
-    and `ValueError` for an empty or damaged CSV file or an unknown class; the message names the line.
+    Labels that are all whole numbers are class indices, else class names. Raises `FileNotFoundError` for a missing
+    file, and `ValueError` for a damaged CSV file or an unknown class; the message names the line.
     """
     def __init__(
         self,
@@ -108,11 +92,9 @@ class CustomImageDataset(Dataset):
 def _viewable(X: torch.Tensor, transform) -> torch.Tensor:
     "Values in 0..1: known normalization is undone; if values are still outside, the batch is stretched to fit."
     if X.ndim != 4 or X.shape[1] not in (1, 3):
-        shape = tuple(X.shape)
-        raise ValueError(f"expected images (N, C, H, W) with 1 or 3 channels, not a batch of shape {shape}")
-    X = X.detach().cpu()
+        raise ValueError(f"expected images (N, C, H, W) with 1 or 3 channels, not a batch of shape {tuple(X.shape)}")
     if not X.is_floating_point(): return X / 255
-    X = X.float()
+    X = X.detach().cpu().float()
     for step in reversed(getattr(transform, "transforms", [transform])):
         if hasattr(step, "mean") and hasattr(step, "std"):
             X = X * torch.as_tensor(step.std).reshape(-1, 1, 1) + torch.as_tensor(step.mean).reshape(-1, 1, 1)
@@ -126,13 +108,9 @@ def show_batch(
     transform: Callable | None = None,  # its normalization is undone; `None`: the one of the loader's data set
     n: int = 9,  # how many images
     *,
-    columns: int | None = None,  # images in a row; `None`: as square as possible
     size: float = 1.0,  # inches per image
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    """Show the first images of a batch in a grid, with their classes; one-hot labels are understood.
-
-    Does not change the order of samples. Raises `ValueError` when a batch does not hold images.
-    """
+    "Show the first images of a batch, with their classes; keeps all random states. `ValueError` without images."
     batch = dataloader_or_batch
     if isinstance(batch, Dataset):
         batch = DataLoader(batch, batch_size=n)
@@ -147,8 +125,7 @@ def show_batch(
     if y is not None:
         indices = [int(label.argmax() if label.ndim else label) for label in torch.as_tensor(y)[:n]]
         titles = [f"class {index}" if class_names is None else str(class_names[index]) for index in indices]
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    return plot_images(list(images), titles=titles, columns=columns, size=size)
+    return plot_images(list(images), titles=titles, columns=math.ceil(math.sqrt(len(images))), size=size)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #2ab8080c
 @dataclass(frozen=True)
@@ -157,7 +134,6 @@ class OneHot:
     num_classes: int  # length of the vector
 
     def __call__(self, y: int | torch.Tensor) -> torch.Tensor:
-        "`y` from 0 to `num_classes - 1`."
         y = operator.index(y)  # 2.0 or "2" is a mistake upstream, not a class index
         if not 0 <= y < self.num_classes:
             raise ValueError(f"class index {y} is not in 0..{self.num_classes - 1}")
@@ -167,21 +143,17 @@ class OneHot:
 def get_targets(
     dataset: Dataset | Sequence[int] | torch.Tensor,  # a data set, or the class indices themselves
 ) -> torch.Tensor:  # `(N,)`, `int64`
-    """The class index of every sample; without `targets` in the data set, every sample is loaded once.
-
-    Raises `ValueError` when the targets are not one whole number per sample.
-    """
+    "The class index of every sample, which may have to be loaded. `ValueError` if they are not whole numbers."
     if isinstance(dataset, ConcatDataset): return torch.cat([get_targets(part) for part in dataset.datasets])
     if isinstance(dataset, Subset): return get_targets(dataset.dataset)[torch.tensor(list(dataset.indices)).long()]
     if isinstance(dataset, TensorDataset): return get_targets(dataset.tensors[-1])
     targets: Any = getattr(dataset, "targets", dataset)
-    is_list = isinstance(targets, Sequence) and all(isinstance(label, Integral) for label in targets)
-    if not (is_list or isinstance(targets, torch.Tensor | np.ndarray)):
-        targets = [operator.index(targets[i][1]) for i in range(len(targets))]
+    if not isinstance(targets, Sequence | torch.Tensor | np.ndarray):
+        targets = [targets[i][1] for i in range(len(targets))]
     targets = torch.as_tensor(targets)
     if targets.ndim != 1 or (targets.is_floating_point() and len(targets)):
-        shape = tuple(targets.shape)
-        raise ValueError(f"expected one class index per sample, not {targets.dtype} values of shape {shape}")
+        found = f"{targets.dtype} values of shape {tuple(targets.shape)}"
+        raise ValueError(f"expected one class index per sample, not {found}")
     return targets.long()
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #9eaa8334
@@ -204,12 +176,6 @@ class TransformedSubset(Subset):
         return [self[i] for i in indices]  # Subset's own would leave the transforms out
 
     @property
-    def classes(self) -> list[str]:
-        classes = next(find_attributes(self.dataset, "classes"), None)
-        if classes is None: raise AttributeError("the data set has no class names")
-        return classes
-
-    @property
     def targets(self) -> torch.Tensor:
         return get_targets(self)
 
@@ -230,19 +196,14 @@ def split_dataset(
     seed: int = 0,  # the parts follow from it
     stratify: bool = False,  # keep the proportions of the classes in every part
 ) -> list[TransformedSubset]:  # the parts; no sample is in two of them
-    """Split at random into parts, each with its own transform; without `stratify` as `random_split` does.
-
-    Raises `ValueError` for lengths that do not add up, an empty part, or another number of transforms than of parts.
-    """
+    "Split at random into parts. `ValueError` for lengths that do not add up, or another number of transforms."
     transforms = [None] * len(lengths) if transforms is None else list(transforms)
-    if len(transforms) != len(lengths):
-        raise ValueError(f"{len(transforms)} transforms for {len(lengths)} parts")
+    if len(transforms) != len(lengths): raise ValueError(f"{len(transforms)} transforms for {len(lengths)} parts")
     try:
-        with warnings.catch_warnings(action="error"):  # for an empty part
-            found = random_split(dataset, lengths, torch.Generator().manual_seed(seed))
-    except (ValueError, UserWarning) as error:
+        found = random_split(dataset, lengths, torch.Generator().manual_seed(seed))
+    except ValueError as error:
         total = len(dataset)  # type: ignore[arg-type]
-        expected = f"fractions that sum to 1, or counts that sum to {total}, no part empty"
+        expected = f"fractions that sum to 1, or counts that sum to {total}"
         raise ValueError(f"cannot split {total} samples into {list(lengths)}; expected {expected}") from error
     parts = [list(part.indices) for part in found]
     if stratify:
@@ -258,9 +219,8 @@ def balanced_sampler(
     "For training only: draw, with repetitions, every class equally often on average. `ValueError` for no samples."
     targets = get_targets(dataset_or_targets)
     if len(targets) == 0: raise ValueError("no samples to draw from")
-    _, position, counts = targets.unique(return_inverse=True, return_counts=True)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    weights = 1 / counts.double()[position]
+    weights = (1 / targets.bincount().double()[targets]).tolist()
     return WeightedRandomSampler(weights, num_samples=len(targets), replacement=True, generator=generator)
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #e5a49589
@@ -272,22 +232,3 @@ class Delay:
     def __call__(self, x):
         time.sleep(self.seconds)
         return x
-
-def time_dataloader(
-    dataset: Dataset,  # what is to be loaded; with workers it must be picklable, and its classes importable
-    num_workers: Sequence[int] = (0, 2),  # numbers of worker processes to try
-    batch_size: int = 32,  # samples per batch
-    **options,  # further arguments for `DataLoader`
-) -> dict[int, tuple[float, float]]:  # number of workers -> seconds of the first epoch and of the second
-    "Time two epochs of loading only. The first contains the start of the workers, which then stay."
-    def seconds(dataloader: DataLoader) -> float:
-        start = time.perf_counter()
-        for _ in dataloader:
-            pass
-        return time.perf_counter() - start
-
-    times = {}
-    for workers in num_workers:
-        dataloader = DataLoader(dataset, batch_size, num_workers=workers, **worker_options(workers) | options)
-        times[workers] = (seconds(dataloader), seconds(dataloader))
-    return times

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 import numpy as np
 import torch
@@ -26,17 +27,12 @@ def write_digits(
     folder: str | Path,  # where `train/` and `test/` are made
     test_share: float = 0.2,  # part of every class that is kept for testing
 ) -> Path:  # `folder`
-    """Write scikit-learn's 1,797 handwritten digits as 8 x 8 gray PNG files in class folders.
-
-    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
-    Learning Repository, 1998 (its test part).
-    """
+    "Write 1,797 digits (Alpaydin and Kaynak 1998, UCI) as 8 x 8 gray PNG files in class folders."
     from sklearn.datasets import load_digits  # here: scikit-learn takes a second to import
     from sklearn.model_selection import train_test_split
     pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     images = (pixels.reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
-    indices = np.arange(len(labels))
-    parts = train_test_split(indices, test_size=test_share, stratify=labels, random_state=0)
+    parts = train_test_split(np.arange(1797), test_size=test_share, stratify=labels, random_state=0)
     for split, part in zip(("train", "test"), parts):
         for i in part:
             path = Path(folder, split, str(labels[i]), f"{i:04d}.png")
@@ -51,18 +47,15 @@ def _is_visible(name: str) -> bool:
 
 def _links_back(path: Path, root: Path) -> bool:
     "Is this a link into the folder `root`, or to one that contains it?"
-    if not path.is_symlink(): return False
-    target, root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
-    return target.is_relative_to(root) or root.is_relative_to(target)
+    target, root = path.resolve(), root.resolve()
+    return path.is_symlink() and (target.is_relative_to(root) or root.is_relative_to(target))
 
 def _find_classes(root: Path, skipped: Counter) -> list[str]:
     "Names of the class folders in `root`, sorted."
     if not root.is_dir(): raise FileNotFoundError(f"no folder {root}")
-    # Not `entry.is_dir()`, which fails for a link that leads to itself.
-    folders = sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry))
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     classes = [name for name in folders if _is_visible(name) and not _links_back(root/name, root)]
-    if not classes:
-        raise FileNotFoundError(f"no class folders in {root}; expected {root}/<class>/<images>")
+    if not classes: raise FileNotFoundError(f"no class folders in {root}; expected <class>/...")
     skipped.update(f"{name}/" for name in folders if name not in classes)
     return classes
 
@@ -70,42 +63,29 @@ def _find_classes(root: Path, skipped: Counter) -> list[str]:
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".complete")
 
-def _stop(error: OSError):
-    raise error  # `os.walk` would pass over a folder that it cannot read
-
 def _find_images(folder: str, skipped: Counter) -> list[str]:
-    "Image files in a class folder, at any depth, sorted. Raises `ValueError` when there are none."
+    "Image files in a class folder, at any depth, sorted."
     images = []
-    for parent, folders, files in os.walk(folder, onerror=_stop):  # does not follow links
-        for name in folders[:]:
-            if not _is_visible(name) or os.path.islink(os.path.join(parent, name)):
+    for entry in os.scandir(folder):
+        name, extension = entry.name, os.path.splitext(entry.name)[1].lower()
+        is_visible = _is_visible(name)
+        if os.path.isdir(entry):  # not `entry.is_dir()`, which fails for a link to itself
+            if is_visible and not entry.is_symlink():
+                images += _find_images(entry.path, skipped)
+            else:
                 skipped[f"{name}/"] += 1
-                folders.remove(name)  # `os.walk` goes on in those that are left
-        for name in files:
-            if _is_visible(name) and name.lower().endswith(IMAGE_EXTENSIONS):
-                images.append(os.path.join(parent, name))
-            elif name.lower() not in _SYSTEM_FILES and not name.startswith("._"):
-                extension = os.path.splitext(name)[1].lower()
-                skipped[f"*{extension}" if _is_visible(name) else name] += 1
-    if not images:
-        expected = ", ".join(IMAGE_EXTENSIONS)
-        raise ValueError(f"no images in {folder}; remove the folder or add {expected} files")
+        elif is_visible and extension in IMAGE_EXTENSIONS:
+            images.append(entry.path)
+        elif name.lower() not in _SYSTEM_FILES and not name.startswith("._"):
+            skipped[f"*{extension}" if is_visible else name] += 1
     return sorted(images)
 
 # %% ../nbs/01_data.ipynb #3f17d302
-def _warn_skipped(root: str, skipped: Counter):
-    "One warning for a folder; it comes from this line, so that Python shows it only once."
-    most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    names = ", ".join(f"{name} ({count})" for name, count in most[:6])
-    more = ", ..." if len(most) > 6 else ""
-    warnings.warn(f"{root}: skipped hidden files, links and non-image files: {names}{more}")
-
 class ImageFolder(Dataset):
     """Images in class folders, `root/<class>/**/<image>`, as a data set of `(image, class index)`.
 
-    Has `classes`, `class_to_idx`, `samples` and `targets`, as torchvision's. Raises
-    `FileNotFoundError` when `root` is missing or has no class folders, `ValueError` for a class
-    without an image, and `ImageError` with the file's name for an image that cannot be read.
+    Has `classes`, `class_to_idx`, `samples`, `targets`. Raises `FileNotFoundError` for no folder or
+    no class folders, `ValueError` for a class without images, `ImageError` for a broken image.
     """
     def __init__(
         self,
@@ -120,15 +100,20 @@ class ImageFolder(Dataset):
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self.samples: list[tuple[str, int]] = []
         for name, index in self.class_to_idx.items():
-            paths = _find_images(os.path.join(self.root, name), self.skipped)
+            folder = os.path.join(self.root, name)
+            paths = _find_images(folder, self.skipped)
+            if not paths:
+                raise ValueError(f"no images in {folder}; remove the folder or add .jpg, .png, ...")
             self.samples += [(path, index) for path in paths]
         self.targets = [index for _, index in self.samples]
         if self.skipped:
-            _warn_skipped(self.root, self.skipped)
+            most = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+            names = [f"{name} ({count})" for name, count in most[:6]] + ["..."] * (len(most) > 6)
+            what = "skipped hidden files, links and non-image files"
+            warnings.warn(f"{self.root}: {what}: {', '.join(names)}")
 
     def __len__(self) -> int:
         return len(self.samples)
-
     def __getitem__(self, index: int) -> tuple:
         path, target = self.samples[index]
         image = open_image(path)
@@ -136,8 +121,6 @@ class ImageFolder(Dataset):
         return X, target if self.target_transform is None else self.target_transform(target)
 
 # %% ../nbs/01_data.ipynb #0a388ce5
-_TEST_NAMES = ("test", "val", "valid", "validation")
-
 def find_splits(
     folder: str | Path,  # holds `train` and `test` (or `val`, ...), perhaps one folder further down
 ) -> tuple[Path, Path]:  # the training folder and the test folder
@@ -145,8 +128,9 @@ def find_splits(
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f"no folder {folder}")
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_visible(path.name)]
+    test_names = ("test", "val", "valid", "validation")
     for places in ([folder], inside):
-        pairs = [(place/"train", place/name) for place in places for name in _TEST_NAMES]
+        pairs = [(place/"train", place/name) for place in places for name in test_names]
         found = [(train, test) for train, test in pairs if train.is_dir() and test.is_dir()]
         names = sorted({train.parent.name for train, _ in found})
         if len(names) > 1:
@@ -163,12 +147,9 @@ def infer_channels(
     "Does this data set need one channel or three? A file that cannot be read counts as color."
     step = max(1, len(dataset.samples) // num_files)
     for path, _ in dataset.samples[::step]:
-        try:
-            with open_image_header(path) as image:
-                gray = image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
-        except Exception:
-            gray = False
-        if not gray: return 3
+        with suppress(Exception), open_image_header(path) as image:
+            if image.mode in ("1", "L", "LA") or image.mode.startswith("I;16"): continue
+        return 3
     return 1
 
 # %% ../nbs/01_data.ipynb #bcde61a9
@@ -177,24 +158,13 @@ def find_attributes(
     name: str,  # of an attribute, for example "classes"
 ) -> Iterator:  # its values, the outermost first; those that are `None` are left out
     "Look for an attribute in a data set and in those that it wraps."
+    if dataset is None: return
     value = getattr(dataset, name, None)
     if value is not None:
         yield value
     is_sum = isinstance(dataset, ConcatDataset)
     for part in dataset.datasets if is_sum else [getattr(dataset, "dataset", None)]:
-        if part is not None:
-            yield from find_attributes(part, name)
-
-# %% ../nbs/01_data.ipynb #963aade1
-def _check_same_classes(train_dataset: ImageFolder, test_dataset: ImageFolder) -> list[str]:
-    "The class names of both data sets. Raises `ValueError` when they differ."
-    missing = sorted(set(train_dataset.classes) - set(test_dataset.classes))
-    extra = sorted(set(test_dataset.classes) - set(train_dataset.classes))
-    if missing or extra:
-        found = f"{test_dataset.root} lacks {missing or 'none'} and has {extra or 'none'}"
-        remedy = f"that {train_dataset.root} does not have; make the class folders the same"
-        raise ValueError(f"classes differ: {found} {remedy}")
-    return train_dataset.classes
+        yield from find_attributes(part, name)
 
 # %% ../nbs/01_data.ipynb #43693681
 def worker_options(
@@ -203,10 +173,9 @@ def worker_options(
 ) -> dict:  # further arguments for the `DataLoader`; none without workers
     "Workers that stay from epoch to epoch, cannot hang forever, and start safely."
     if num_workers == 0: return {}
-    start_method = multiprocessing.get_start_method(allow_none=True)  # `None`: not chosen yet
-    if start_method in (None, "fork") and sys.version_info >= (3, 12):
-        start_method = "spawn"
-    return dict(persistent_workers=True, timeout=timeout, multiprocessing_context=start_method)
+    is_fork = multiprocessing.get_start_method(allow_none=True) in (None, "fork")  # or not chosen
+    context = "spawn" if is_fork and sys.version_info >= (3, 12) else None  # `None`: the usual one
+    return dict(persistent_workers=True, timeout=timeout, multiprocessing_context=context)
 
 # %% ../nbs/01_data.ipynb #093bb890
 def create_dataloaders(
@@ -222,23 +191,18 @@ def create_dataloaders(
     dataset_class: Callable = ImageFolder,  # `(folder, transform)` to a data set like `ImageFolder`
     collate_fn: Callable | None = None,  # samples to a batch; `None`: PyTorch's
 ) -> tuple[DataLoader, DataLoader, list[str]]:  # training loader, test loader, class names
-    """Loaders of batches `X (N, C, H, W)`, `y (N,)`, the training one shuffled; and class names.
-
-    Raises `FileNotFoundError` for a missing or empty folder, `ValueError` when the two folders have
-    different classes or a number makes no sense.
-    """
-    if batch_size < 1: raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if not timeout >= 0: raise ValueError(f"timeout must be 0 or more seconds, not {timeout}")
+    "Batches `X (N, C, H, W)`, `y (N,)`. Raises as `ImageFolder`; `ValueError` if classes differ."
     if num_workers is None:
         num_workers = suggest_num_workers(cached=False)
-    if num_workers < 0: raise ValueError(f"num_workers must be 0 or more, not {num_workers}")
     train_dataset = dataset_class(train_dir, transform)
     test_dataset = dataset_class(test_dir, test_transform or transform)
-    class_names = _check_same_classes(train_dataset, test_dataset)
-    options = worker_options(num_workers, timeout)
-    options |= dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
-    options["pin_memory"] = torch.cuda.is_available()
+    different = sorted(set(train_dataset.classes) ^ set(test_dataset.classes))
+    if different:
+        folders = f"{train_dataset.root} and {test_dataset.root}"
+        raise ValueError(f"classes differ: {different} in only one of {folders}; make them equal")
+    options: dict = dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
+    options |= worker_options(num_workers, timeout) | dict(pin_memory=torch.cuda.is_available())
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     train_dataloader = DataLoader(train_dataset, shuffle=True, generator=generator, **options)
     test_dataloader = DataLoader(test_dataset, shuffle=False, **options)
-    return train_dataloader, test_dataloader, class_names
+    return train_dataloader, test_dataloader, train_dataset.classes

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 import numpy as np
 import PIL
 import torch
@@ -66,9 +67,7 @@ class _ImageStore:
         if self.pixels is None: return torch.stack([self._read(int(index)) for index in indices])
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         if not self.is_complete:
-            missing = chosen[self.decoded[chosen] == 0].tolist()
-            if missing:
-                self._decode(missing)
+            self._decode(chosen[self.decoded[chosen] == 0].tolist())
             self.is_complete = bool(self.decoded.all())
             if self.is_complete:
                 self._finish()
@@ -81,8 +80,8 @@ class _ImageStore:
         return self
 
     def _decode(self, missing: list[int]):
+        if not missing: return
         pixels, decoded = np.asarray(self.pixels), np.asarray(self.decoded)  # the same memory, quicker to fill
-
         def decode(index: int):
             pixels[index] = self._read(index).numpy()
             decoded[index] = 1  # only now
@@ -92,8 +91,7 @@ class _ImageStore:
             with ThreadPoolExecutor(min(8, cpu_count())) as pool:
                 list(pool.map(decode, missing[1:]))
         else:
-            for index in missing[1:]:
-                decode(index)
+            list(map(decode, missing[1:]))
 
 # %% ../nbs/2_data/28_image_cache.ipynb #a8361cf7
 _HEADER = 4096  # bytes at the beginning of the file: one page for the key
@@ -102,7 +100,6 @@ class _FileStore(_ImageStore):
     "An `_ImageStore` with its pixels in a file, which has a temporary name until all are decoded."
     path: Path | None = None
     temporary_path: Path | None = None
-
     def _create_file(self, path: Path, key: bytes):
         "Begin a new file. Raises `OSError`, for example when the disk is full."
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,10 +123,10 @@ class _FileStore(_ImageStore):
 
     def __setstate__(self, state: dict):
         self.__dict__ |= state
-        for path, writable in ((self.temporary_path, True), (self.path, False)):  # temporary until it is complete
+        for path in (self.temporary_path, self.path):  # temporary until it is complete
             if path is not None and self.pixels is None:
                 with suppress(OSError):
-                    self._map(path, writable)
+                    self._map(path, writable=path == self.temporary_path)
 
 # %% ../nbs/2_data/28_image_cache.ipynb #3ded2533
 class ImageCache(_FileStore):
@@ -148,8 +145,7 @@ class ImageCache(_FileStore):
         self.root = Path(root).absolute()
         budget = available_memory() // 4 if budget_bytes is None else budget_bytes
         if isinstance(cache, str | Path):
-            digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
-            self._use_file(Path(cache), f"{self.root.name}-{digest}")
+            self._use_file(Path(cache), f"{self.root.name}-{hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]}")
         elif cache and self.nbytes > budget:
             self._use_file(self.root.parent, self.root.name)
         elif cache:
@@ -214,10 +210,7 @@ def collate_batch(
 
 # %% ../nbs/2_data/28_image_cache.ipynb #31c98efd
 class CachedImageFolder(ImageFolder):
-    """An `ImageFolder` that decodes each image once and makes whole batches; with the same samples, to the last bit.
-
-    Fast with `DataLoader(..., collate_fn=collate_batch)`. Raises `ValueError` for a transform of another type, too.
-    """
+    "An `ImageFolder` that decodes each image once, for `collate_batch`. `ValueError` for other types of transforms."
     def __init__(
         self,
         root: str | Path,  # folder of class folders
@@ -225,46 +218,41 @@ class CachedImageFolder(ImageFolder):
         target_transform: Callable | None = None,  # applied to the class index
         *,
         augment: Callable | None = None,  # random changes of a batch of bytes, `(X, seeds)` to `X`: a `RandomFlipCrop`
-        cache: bool | str | Path = True,  # as for `ImageCache`
-        budget_bytes: int | None = None,  # as for `ImageCache`
-        draft: bool = False,  # as for `ImageCache`
+        **cache_options,  # `cache`, `budget_bytes` and `draft`, as for `ImageCache`
     ):
-        if type(transform) is not ImageTransform:
-            raise ValueError(f"CachedImageFolder supports only ImageTransform, not {transform!r}; use ImageFolder")
         super().__init__(root, transform, target_transform)
-        self.augment, self.cached_transform = augment, transform
-        self.cache_options: dict = dict(cache=cache, budget_bytes=budget_bytes, draft=draft)
+        self.augment, self.cache_options = augment, cache_options
         self.cache = self._new_cache()
 
     def _new_cache(self) -> ImageCache:
-        paths = [path for path, _ in self.samples]
-        return ImageCache(paths, self.cached_transform, self.root, **self.cache_options)
+        transform: Any = self.transform
+        if type(transform) is not ImageTransform:
+            raise ValueError(f"CachedImageFolder supports only ImageTransform, not {transform!r}; use ImageFolder")
+        return ImageCache([path for path, _ in self.samples], transform, self.root, **self.cache_options)
     def _target(self, index: int):
         target = self.samples[index][1]
         return target if self.target_transform is None else self.target_transform(target)
 
     def __getitem__(self, index: int) -> tuple:
         "One sample, `(X, y)`; a negative index counts from the end."
-        if self.transform is not self.cached_transform: return super().__getitem__(index)
         index = range(len(self.samples))[index]
         return self._images([index])[0], self._target(index)
 
-    def __getitems__(self, indices: list[int]) -> CollatedBatch | list[tuple]:
+    def __getitems__(self, indices: list[int]) -> CollatedBatch:
         "A whole batch; with `indices.seed`, what is random about it is a function of that seed and the indices."
-        is_changed = type(self).__getitem__ is not CachedImageFolder.__getitem__  # in a subclass
-        if is_changed or self.transform is not self.cached_transform: return [self[index] for index in indices]
         return CollatedBatch(self._images(indices), default_collate([self._target(index) for index in indices]))
 
     def _images(self, indices: list[int]) -> torch.Tensor:
         "`(N, C, H, W)`, all turned from bytes to floats at once."
         samples, paths = self.samples, self.cache.paths
-        if len(samples) != len(paths) or any(samples[index][0] != paths[index] for index in indices):
-            self.cache = self._new_cache()  # the list of samples was changed
+        is_changed = len(samples) != len(paths) or any(samples[i][0] != paths[i] for i in indices)
+        if is_changed or self.transform is not self.cache.transform:
+            self.cache = self._new_cache()
         pixels = self.cache.get(indices)
         if self.augment is not None:
             seed = getattr(indices, "seed", None)
             pixels = self.augment(pixels, None if seed is None else derive_seeds(seed, np.array(indices)))
-        return self.cached_transform.normalize(pixels)
+        return self.cache.transform.normalize(pixels)
 
 # %% ../nbs/2_data/28_image_cache.ipynb #27866622
 def create_cached_dataloaders(
