@@ -238,8 +238,10 @@ class CachedImageFolder(ImageFolder):
         index = range(len(self.samples))[index]
         return self._images([index])[0], self._target(index)
 
-    def __getitems__(self, indices: list[int]) -> CollatedBatch:
+    def __getitems__(self, indices: list[int]) -> CollatedBatch | list[tuple]:
         "A whole batch; with `indices.seed`, what is random about it is a function of that seed and the indices."
+        if type(self).__getitem__ is not CachedImageFolder.__getitem__:  # a subclass makes samples of its own
+            return [self[index] for index in indices]
         return CollatedBatch(self._images(indices), default_collate([self._target(index) for index in indices]))
 
     def _images(self, indices: list[int]) -> torch.Tensor:
