@@ -74,8 +74,7 @@ def scaffold(
     """Write scripts that train and predict with torch, torchvision and tqdm alone, without this package.
 
     Raises `ValueError` when `directory` is a file or has something in it; then nothing is written."""
-    directory = Path(directory)
-    target = directory.resolve()
+    target = Path(directory).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{directory} is not an empty folder; choose a new one")
     texts = {**_templates(), "requirements.txt": _requirements(), **_modules()}
@@ -88,4 +87,4 @@ def scaffold(
             with suppress(OSError):
                 folder.rmdir()
         raise
-    return [directory/name for name in texts]
+    return [Path(directory)/name for name in texts]
