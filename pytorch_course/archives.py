@@ -9,16 +9,13 @@ __all__ = ['MAX_MEMBERS', 'MAX_UNPACKED_BYTES', 'MAX_COMPRESSION_RATIO', 'Archiv
 import errno
 import gzip
 import io
-import lzma
 import os
 import re
 import shutil
 import stat
-import struct
 import tarfile
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -61,11 +58,10 @@ def _reserve_path(reserved: dict[str, tuple[str, bool]], name: str, is_folder: b
     "Note where a member and the folders above it go. Raises `ArchiveError` when that place is taken."
     while name not in ("", "."):
         key = _case_folded(name)
-        if key in reserved:
-            other, other_is_folder = reserved[key]
-            if other != name: raise ArchiveError(f"{other!a} and {name!a} are the same name on some systems")
-            if not (is_folder and other_is_folder): raise ArchiveError(f"two files have the same name, {name!r}")
-            return  # a known folder; those above it are known as well
+        other, was_folder = reserved.get(key, (name, True))
+        if other != name: raise ArchiveError(f"{other!a} and {name!a} are the same name on some systems")
+        if key in reserved and not (is_folder and was_folder):
+            raise ArchiveError(f"two files have the same name, {name!r}")
         reserved[key] = name, is_folder
         name, is_folder = name.rpartition("/")[0], True
 
@@ -76,7 +72,6 @@ def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> lis
     for member in members:
         name, unpacked = _checked_name(member.name), member.total
         if member.problem: raise ArchiveError(f"{name!r} {member.problem}")
-        if name == "." and not member.is_folder: raise ArchiveError("a file without a name")
         _reserve_path(reserved, name, member.is_folder)
         checked.append(member._replace(name=name))
         if len(checked) > MAX_MEMBERS: raise ArchiveError(f"more than {MAX_MEMBERS:,} files")
@@ -87,8 +82,9 @@ def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> lis
     return checked
 
 # %% ../nbs/2_data/21_archives.ipynb #6328a6d4
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error,
-            EOFError, OverflowError, NotImplementedError, RecursionError)
+def _is_disk_error(error: Exception) -> bool:
+    "Trouble with the disk has a number other than EINVAL; decoders raise what they like, also for a position below 0."
+    return getattr(error, "errno", None) not in (None, errno.EINVAL)
 
 def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: Path, description: str):
     "Write all files and folders below an empty folder."
@@ -100,19 +96,17 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
             with open_member(member.entry) as source, target.open("xb") as file:  # x: fail if it exists, even as a link
                 shutil.copyfileobj(source, file, 1 << 16)
                 if file.tell() != member.size: raise EOFError(f"{file.tell():,} bytes instead of {member.size:,}")
-        except _DAMAGED as error:
+        except Exception as error:
+            if _is_disk_error(error): raise
             raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
-
-def _is_wanted(name: str, wanted: Callable[[str], bool] | None) -> bool:
-    "Hidden files and `__MACOSX` never are."
-    parts = [part for part in name.split("/") if part != "."]
-    if any(part == "__MACOSX" or part.startswith(".") for part in parts): return False
-    return wanted is None or wanted(name)
 
 def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
     "Check all members, then unpack those that are wanted, and move them into the folder together."
-    checked = _check_members(members, path.stat().st_size, folder)
-    chosen = [member for member in checked if _is_wanted(member.name, wanted)]
+    chosen = []
+    for member in _check_members(members, path.stat().st_size, folder):
+        clutter = any(part == "__MACOSX" or part.startswith(".") for part in Path(member.name).parts)
+        if not clutter and (wanted is None or wanted(member.name)):
+            chosen.append(member)
     for top in {folder/member.name.partition("/")[0] for member in chosen} - {folder}:
         if os.path.lexists(top):
             raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
@@ -133,13 +127,10 @@ def _explain_errors(path: Path) -> Iterator[None]:
     if not path.is_file(): raise FileNotFoundError(f"no archive at {path}")
     try:
         yield
-    except ArchiveError as error:
-        raise ArchiveError(f"cannot unpack {path}: {error}") from error
-    except (ValueError, OSError, *_DAMAGED) as error:
-        # Decoders raise what they like. A real error of the disk has a number other than EINVAL (a negative position).
-        if getattr(error, "errno", None) not in (None, errno.EINVAL):
-            raise OSError(f"cannot unpack {path}: {error}") from error
-        raise ArchiveError(f"cannot unpack {path}: damaged, or another kind of file ({error})") from error
+    except Exception as error:
+        if _is_disk_error(error): raise OSError(f"cannot unpack {path}: {error}") from error
+        reason = error if isinstance(error, ArchiveError) else f"damaged, or another kind of file ({error})"
+        raise ArchiveError(f"cannot unpack {path}: {reason}") from error
 
 # %% ../nbs/2_data/21_archives.ipynb #d0bdb6ed
 def _zip_problem(member: zipfile.ZipInfo) -> str:
@@ -162,11 +153,7 @@ def extract_zip(
     folder: str | Path,  # folder to unpack into; made if it is missing
     wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
 ):
-    """Unpack a zip file after checking every member, all of it or nothing; without hidden files and `__MACOSX`.
-
-    Raises `ArchiveError`, a `ValueError`, also for an entry that exists in `folder` already, and `OSError` when the
-    disk fails; both name the archive.
-    """
+    "Unpack a zip file, all of it or nothing, but no hidden files. Raises `ArchiveError`; `OSError` for a full disk."
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), zipfile.ZipFile(path) as archive:
         _extract(_zip_members(archive), archive.open, path, folder, wanted)
@@ -191,9 +178,8 @@ def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Me
             problem = "is a link or a device, not a file"
         total = member.offset_data + member.size
         yield _Member(member.name, member.isdir(), member.size, total, problem, member)
-    zeros = 0
-    while not stream.last.strip(b"\0") and zeros < 1 << 24 and stream.read(1 << 16):
-        zeros += len(stream.last)  # gzip compares its checksum
+    for _ in range(256):  # up to 16 MiB of zeros; at the end, gzip compares its checksum
+        if stream.last.strip(b"\0") or not stream.read(1 << 16): break
     if stream.last: raise ArchiveError("damaged content (something follows the last file)")
 
 def extract_tar(
@@ -201,11 +187,7 @@ def extract_tar(
     folder: str | Path,  # folder to unpack into; made if it is missing
     wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
 ):
-    """Unpack a `.tar.gz` file after checking every member, all of it or nothing; without hidden files and `__MACOSX`.
-
-    Raises `ArchiveError`, a `ValueError`, also for an entry that exists in `folder` already, and `OSError` when the
-    disk fails; both name the archive.
-    """
+    "Unpack a `.tar.gz` file in the same way as `extract_zip`, and raise the same errors."
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), _BoundedGzip(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         _extract(_tar_members(archive, stream), archive.extractfile, path, folder, wanted)

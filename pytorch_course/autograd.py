@@ -33,7 +33,6 @@ def topological_sort(
 # %% ../nbs/03_gradients.ipynb #14074012
 class BackwardStep(NamedTuple):
     "One use of the chain rule during a backward pass."
-
     node: "RecordedNumber"  # a number whose gradient is complete
     source: "RecordedNumber"  # one of the numbers it was computed from
     local_gradient: float  # how much `node` moves when `source` moves by 1
@@ -42,7 +41,6 @@ class BackwardStep(NamedTuple):
 
 class RecordedNumber:
     "A number that remembers which numbers it came from, and the local gradient of each."
-
     def __init__(
         self,
         data: float,  # the number
@@ -73,7 +71,6 @@ class RecordedNumber:
 # %% ../nbs/03_gradients.ipynb #2cfb78ed
 class Arithmetic(RecordedNumber):
     "A recorded number with `+`, `-`, `*`, `/` and `**`."
-
     def __repr__(self):
         return f"{type(self).__name__}({self.data:.6g}, grad={self.grad:.6g})"
 
@@ -110,7 +107,6 @@ class Arithmetic(RecordedNumber):
 # %% ../nbs/03_gradients.ipynb #8882d6f7
 class Value(Arithmetic):
     "A number that differentiates: arithmetic, `exp`, `log`, `tanh` and `relu`."
-
     def exp(self) -> "Value":
         "The exponential function, which is its own derivative."
         return Value(y := math.exp(self.data), [(self, y)], "exp")

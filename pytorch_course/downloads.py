@@ -9,8 +9,6 @@ __all__ = ['file_hash', 'DownloadError', 'RemoteFile', 'download']
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -45,8 +43,7 @@ class RemoteFile:
 
     def __post_init__(self):
         if not re.fullmatch("sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}|git:[0-9a-f]{40}", self.hash):
-            expected = "'sha256:' and 64 digits 0-9 a-f ('md5:' and 32, 'git:' and 40)"
-            raise ValueError(f"expected a hash such as {expected}, not {self.hash!r}")
+            raise ValueError(f"expected a hash such as 'sha256:' and 64 digits 0-9 a-f, not {self.hash!r}")
         if self.name in ("", "..") or set(self.name) & set("\\:\0"):
             raise ValueError(f"{self.url!r} does not end with the name of a file")
 
@@ -59,13 +56,13 @@ class RemoteFile:
         return path.is_file() and file_hash(path, kind) == expected
 
 # %% ../nbs/2_data/20_downloads.ipynb #b1c28b0b
-@contextmanager
-def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the response
-    "Ask over HTTPS only, also after a redirect; plain HTTP just when it is this machine that is asked."
+def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout: tuple[float, float]):
+    "Write the answer to `path`; HTTPS only, also after a redirect. Plain HTTP just from this machine itself."
     import requests  # only when something is downloaded: many programs never do
     from requests.adapters import HTTPAdapter
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
 
+    too_long = DownloadError(f"the server sends more than {remote.max_bytes:,} bytes")
     with requests.Session() as session:
         session.adapters.clear()
         session.mount("https://", HTTPAdapter())
@@ -77,41 +74,31 @@ def _ask(url: str, timeout: tuple[float, float]) -> Iterator[Any]:  # the respon
             response = session.get(url, stream=True, timeout=timeout)
         except requests.exceptions.InvalidSchema as error:  # no adapter
             raise DownloadError("the address, or the one it redirects to, is not https") from error
-        with response:
-            yield response
-
-def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout: tuple[float, float]):
-    "Write the answer to `path` with a progress bar; requests raises when the length is not what was announced."
-    too_long = DownloadError(f"the server sends more than {remote.max_bytes:,} bytes")
-    with _ask(url, timeout) as response:
         if 400 <= response.status_code < 500:
             raise DownloadError(f"the server answered {response.status_code} {response.reason}")
         response.raise_for_status()
-        announced = response.headers.get("Content-Length", "")
-        length = int(announced) if re.fullmatch("[0-9]{1,15}", announced) else None
-        if length and length > remote.max_bytes: raise too_long
-        scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        bar = tqdm(total=length, desc=remote.name, **scale, **progress_bar_options())
+        length = int(response.headers.get("Content-Length", 0))
+        if length > remote.max_bytes: raise too_long
+        bar = tqdm(total=length, desc=remote.name, unit="B", unit_scale=True, **progress_bar_options())
         with bar, open(path, "wb") as file:
             for piece in response.iter_content(1 << 16):
-                file.write(piece)
-                bar.update(len(piece))
+                bar.update(file.write(piece))
                 if file.tell() > remote.max_bytes: raise too_long
 
 # %% ../nbs/2_data/20_downloads.ipynb #962a26f2
+_REASONS = {  # class of the error -> what it means; between two pieces, a time-out is a ConnectionError to requests
+    "SSLError": "the server could not prove who it is (a proxy, or a wrong clock here?)",
+    "ChunkedEncodingError": "the connection broke off",
+    "ConnectionError": "no connection",
+}
+
 def _reason(error: Exception) -> str:
     "Why a request failed, in words."
-    import requests
     response = getattr(error, "response", None)
     if response is not None: return f"the server answered {response.status_code} {response.reason}"
-    if isinstance(error, DownloadError): return str(error)
-    if "timed out" in str(error): return "no answer in time"  # between two pieces it is a ConnectionError to requests
-    reasons = {
-        requests.exceptions.SSLError: "the server could not prove who it is (a proxy, or a wrong clock here?)",
-        requests.exceptions.ChunkedEncodingError: "the connection broke off",
-        requests.ConnectionError: "no connection",
-    }
-    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error))
+    if "timed out" in str(error): return "no answer in time"
+    kinds = [kind.__name__ for kind in type(error).__mro__]  # the nearest first
+    return next((_REASONS[kind] for kind in kinds if kind in _REASONS), str(error))
 
 def _mismatch(remote: RemoteFile, path: Path) -> str:
     "What came in place of the file."
@@ -126,12 +113,8 @@ def download(
     folder: str | Path,  # where to put it, under its own name
     attempts: int = 3,  # how often to try when the connection fails
     timeout: tuple[float, float] = (10, 30),  # seconds to wait for a connection, and for the next bytes
-) -> Path:  # the complete, verified file
-    """Fetch a file unless it is there already; the file appears only when length and hash are right.
-
-    The environment variable `PYTORCH_COURSE_MIRROR` names another server, as `<mirror>/<file name>`.
-    Raises `DownloadError`.
-    """
+) -> Path:  # the complete, verified file; the environment variable `PYTORCH_COURSE_MIRROR` names another server
+    "Fetch a file unless it is there; it appears when length and hash are right. Raises `DownloadError`."
     import pooch, requests, urllib3
     path = Path(folder, remote.name)
     if remote.matches(path): return path

@@ -7,6 +7,7 @@ __all__ = ['GRAMMAR', 'Review', 'generate_reviews', 'write_reviews']
 
 # %% ../nbs/2_data/24_film_reviews.ipynb #4e2f145a
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -16,70 +17,8 @@ def _read_rules(text: str) -> dict[str, str]:
     "Rules from lines `name: option|option`; a line that begins with `|` continues the one above."
     return dict(line.split(": ", 1) for line in text.strip().replace("\n|", "|").splitlines())
 
-GRAMMAR = {"very": "|||really |simply |truly |quite |so |rather "} | _read_rules("""
-good: wonderful|brilliant|beautiful|clever|charming|fresh|excellent|delightful|great|memorable|lovely|superb|terrific
-|moving|gripping|convincing|impressive|magnificent
-bad: dull|boring|predictable|clumsy|shallow|lifeless|tedious|weak|awful|forgettable|messy|pointless|terrible|bland|poor
-|dreadful|disappointing|mediocre
-film: film|movie|picture|{genre}
-part: the acting|the script|the story|the music|the camera work|the ending|the dialogue|the humor|the pace
-|the second half|the opening scene|the plot|the sound|the last scene|the editing|the atmosphere
-parts: the jokes|the performances|the characters|the songs|the costumes|the last twenty minutes|the minor roles
-|the landscapes|the flashbacks|the crowd scenes
-actor: Mara Lindqvist|Tom Okafor|Elena Russo|Jack Pemberton|Yuki Arai|Pierre Valmont|Grace O'Neill|Samir Haddad
-|Nina Novak
-who: a retired pilot|a young nurse|a village teacher|a night porter|a lonely widow|a clumsy burglar|a brilliant surgeon
-|a beautiful stranger|a boring accountant|a great but forgotten singer|a clever detective|a poor fisherman|a café owner
-task: inherits an empty hotel|hides a stolen painting|looks for a missing brother|learns to dance at seventy
-|opens a bakery against all advice|wakes up in the wrong year|plans one last robbery|writes letters to a dead friend
-|has to cross a border at night|uncovers a terrible secret|survives a dreadful winter|buys a lovely house with a past
-place: in a town by the sea|in the mountains|in Lisbon|in the winter of 1947|in a village without a doctor
-|on a night train to Warsaw|in the suburbs of Glasgow|on an island that nobody visits|in an abandoned theater
-when: last night|on a rainy Tuesday|with my sister|on a long flight|at a small festival|on DVD|with two friends
-|for the second time|without knowing anything about it|because of the poster
-length: 84|95|102|118|140|163
-genre: comedy|thriller|western|drama|romance|documentary|horror film|war film|detective story|cartoon|musical|road movie
-title: The {adjective} {noun}|"The {adjective} {noun}"
-adjective: Last|Silent|Seventh|Paper|Northern|Broken|Second|Borrowed|Wonderful|Dreadful|Golden|Empty
-noun: Ferry|Lantern|Winter|Orchard|Letter|Harbor|Piano|Garden|Summer|Witness|Bridge|Visitor
-director: {first} {last}
-first: Ines|Walter|Sofia|Hugo|Amara|Peter|Lena|Viktor
-last: Farrow|Brandt|Castellan|Moreau|Whitlock|Sato|Dahl|Quist
-""")
-
-# %% ../nbs/2_data/24_film_reviews.ipynb #1af70edf
-GRAMMAR |= _read_rules("""
-start: {title} is a {genre} about {who} who {task} {place}|I saw {title} {when}|this {genre} tells of {who} who {task}
-|my neighbor talked me into {title}|{title}, by {director}, is set {place}|I watched this {when}
-|so this is the {film} that everybody talks about
-fact: it runs for {length} minutes|{actor} plays {who}|most of it was shot {place}
-|it is based on a book, which I have not read|{director} also wrote the script|the cinema was half full
-|{actor} has a small part near the end|there are subtitles|it was made for very little money|the story begins {place}
-|{actor} sings two of the songs|a sequel has been announced
-pos: {part} is {very}{good}|{parts} are {very}{good}|{part} is just {good}|I found {part} {very}{good}
-|{parts} were {good}|{part} is {good} and {good}|{director} has made a {good} {film}|{actor} gives a {good} performance
-|I loved {part}|I left the cinema with a smile|{part} stays with you for days|my whole family laughed until it hurt
-|I would watch it again tomorrow|you care about everyone in it|{part} kept me on the edge of my seat
-|it is the best {genre} of the year
-neg: {part} is {very}{bad}|{parts} are {very}{bad}|{part} is just {bad}|I found {part} {very}{bad}|{parts} were {bad}
-|{part} is {bad} and {bad}|{director} has made a {bad} {film}|{actor} gives a {bad} performance|I hated {part}
-|half of the audience left before the end|{part} goes nowhere|I fell asleep twice|I want my two hours back
-|you care about nobody in it|I looked at my watch every five minutes|it is the worst {genre} of the year
-turn: there is not a single {x} minute in it|nothing about {part} is {x}|{part} is never {x}|{parts} are not {x} at all
-|I did not find it {x}, not for a moment|it is anything but {x}|it is far from {x}
-|don't believe the critics who call it {x}|everyone told me it was {x}, and everyone was wrong
-|I expected something {x} and got the opposite|I can't understand why anybody finds {part} {x}
-|it could have been {x}, but it is not|{part} is hardly {x}
-turn_pos: I did not look at my watch once|not a minute is wasted|I never wanted it to end
-|I was ready to hate it, and I could not|no one in the room wanted to leave|I have nothing bad to say about it
-turn_neg: I wanted to like it|I did not laugh once|I never cared what happened|not even {actor} can save it
-|no one needs a second part|I tried to love it, I really did
-mix: {a}, but {b}|although {a}, {b}|{a}; still, {b}|{a}, and yet {b}|yes, {a}. But {b}|{a}. Even so, {b}
-end_pos: go and see it|see it if you can|recommended|I give it {stars} out of 10|take your friends|{stars}/10
-|thank you, {director}|what a {good} {film}
-end_neg: stay at home|see something else|not recommended|I give it {stars} out of 10|warn your friends|{stars}/10
-|never again, {director}|what a {bad} {film}
-""")
+_RULES = files("pytorch_course").joinpath("film_reviews.txt").read_text(encoding="utf-8")
+GRAMMAR = {"very": "|||really |simply |truly |quite |so |rather "} | _read_rules(_RULES)
 
 # %% ../nbs/2_data/24_film_reviews.ipynb #e1c79c63
 class _Reviewer:

@@ -8,7 +8,6 @@ __all__ = ['FOOD_CLASSES', 'draw_food', 'write_food_shapes']
 # %% ../nbs/2_data/23_food_shapes.ipynb #706b93a7
 import math
 from pathlib import Path
-
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
@@ -125,7 +124,6 @@ def stick(rng: Rng, color, length, width, spot=0j, angle=0.0, bend=0.1, **style)
     path = length * (t + 1j * bend * rng.normal() * (0.25 - t**2))
     return np.exp(1j * angle) * stroke_outline(path, width) + spot, dict(color=color, **style)
 
-
 def draw_background(canvas: Canvas) -> None:
     "A table of wood, cloth or stone, and on most of them a plate or a board."
     rng, veins = canvas.rng, noise(canvas.rng, canvas.size, 4)
@@ -154,7 +152,6 @@ GARNISH = {  # name: a function that makes one; the origin is the center, the ed
     "fries": lambda rng: [stick(rng, (228, 178, 84), 3, 0.45, 0.2 * k, k, rise=0.08) for k in range(-3, 4)],
 }
 
-
 def render(draw, rng: Rng, size: int) -> Image.Image:
     "Lay a table, let `draw(canvas)` paint a dish on it, switch on the light, press the shutter; `(size, size)`, RGB."
     canvas = Canvas(rng, 2 * size)
@@ -173,7 +170,6 @@ TOPPINGS = {  # name: how many, how large, and a function that makes one
     "pepper": (10, 0.15, lambda rng: [stick(rng, [(74, 122, 48), (228, 170, 44)], 2, 0.4, bend=2, rise=0.06)]),
     "basil": (7, 0.16, GARNISH["leaf"]),
 }
-
 
 def draw_pizza(canvas: Canvas) -> None:
     "A pizza with one to three toppings: whole, cut, or with a part missing."
@@ -233,7 +229,6 @@ def sushi_piece(rng: Rng, kind: str, colors: list[Color]) -> Shape:
     return [(superellipse(rng), outer | dict(rise=0.3)), (superellipse(rng, share), inner),
             *[(superellipse(rng, size, power=3) + spot, dict(color=c, rise=0.02)) for spot, c in zip(spots, colors)]]
 
-
 def draw_sushi(canvas: Canvas) -> None:
     "Several pieces of one kind in rows, all with the same filling or each with its own."
     rng, colors = canvas.rng, []
@@ -256,10 +251,8 @@ def draw_food(
     index: int = 0,  # number of the image in the data set, 0 or more
 ) -> Image.Image:  # mode RGB, `(size, size)`
     "Draw one image: same arguments, same pixels. Raises `ValueError` for an unknown kind or a size below 16."
-    if kind not in FOOD_CLASSES:
-        raise ValueError(f"unknown food {kind!r}: choose one of {', '.join(FOOD_CLASSES)}")
-    if size < 16:
-        raise ValueError(f"size is {size}: an image needs at least 16 pixels a side")
+    if kind not in FOOD_CLASSES: raise ValueError(f"unknown food {kind!r}: choose one of {', '.join(FOOD_CLASSES)}")
+    if size < 16: raise ValueError(f"size is {size}: an image needs at least 16 pixels a side")
     draw = {"pizza": draw_pizza, "steak": draw_steak, "sushi": draw_sushi}[kind]
     return render(draw, np.random.default_rng([seed, FOOD_CLASSES.index(kind), index]), size)
 
@@ -271,13 +264,8 @@ def write_food_shapes(
     size: int = 128,  # side of an image in pixels
     seed: int = 42,  # another seed, another data set
 ) -> Path:  # the folder
-    """Write a drawn pizza-steak-sushi data set in image-folder layout, as JPEG files.
-
-    Raises `ValueError` when a count is below 1, `FileExistsError` when there are images already.
-    """
+    "Write a drawn data set of JPEG files in image-folder layout. Raises `FileExistsError` when there is one already."
     folder = Path(folder)
-    if min(train_per_class, test_per_class) < 1:
-        raise ValueError(f"got {train_per_class} training, {test_per_class} test images: give 1 or more")
     for split, count in (("train", train_per_class), ("test", test_per_class)):
         if (folder / split).exists():
             raise FileExistsError(f"{folder / split} is already there: choose another folder or delete it")

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from .archives import extract_tar, extract_zip
 from .data import find_splits, write_digits
 from .downloads import DownloadError, RemoteFile, download
-from .files import atomic_folder, progress_bar_options
+from .files import atomic_folder, made_from, progress_bar_options
 from .film_reviews import write_reviews
 from .food_shapes import write_food_shapes
 
 # %% ../nbs/2_data/25_get_data.ipynb #b6ba2706
-_FOOD = "https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning"
-_FOOD += "/0846b2254c5c875972a3ea1a62cf767194a9b30c/data"  # a commit
+_COMMIT = "0846b2254c5c875972a3ea1a62cf767194a9b30c"
+_FOOD = f"https://raw.githubusercontent.com/mrdbourke/pytorch-deep-learning/{_COMMIT}/data"
 _BLOB_IDS = {  # name -> git's id of the archive, which is in image-folder layout
     "pizza_steak_sushi": "65f3915a380f5efd456a6a5750f0365350de8dd0",
     "pizza_steak_sushi_20_percent": "dfc8ad2ae9415304d69cc6a0ee443c340cb29049",
@@ -34,21 +34,20 @@ def _write_zip(remote: RemoteFile) -> Callable[[Path, Path], None]:
 # %% ../nbs/2_data/25_get_data.ipynb #1ca63c0b
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
 
-def _write_split(dataset, folder: Path, description: str):
+def _write_split(dataset, folder: Path):
     "Write a torchvision data set of PIL images as PNG files in class folders."
     names = [name.replace("/", "-") for name in dataset.classes]  # "T-shirt/top" is no folder name
     for name in names:
         (folder/name).mkdir(parents=True)
-    for i, (image, class_index) in enumerate(tqdm(dataset, desc=description, unit=" files", **progress_bar_options())):
+    for i, (image, class_index) in enumerate(tqdm(dataset, folder.name, unit=" files", **progress_bar_options())):
         image.save(folder/names[class_index]/f"{i:05d}.png", compress_level=1)
 
 def _write_torchvision(dataset_class: type, files: list[RemoteFile], downloads: Path, raw: Path, folder: Path):
     "Fetch the published files, have torchvision verify and decode them, write images."
     for file in files:
         download(file, raw)
-    for split in ("train", "test"):
-        dataset = dataset_class(downloads, train=split == "train", download=True)  # finds the files in place
-        _write_split(dataset, folder/split, split)
+    for is_train, split in ((True, "train"), (False, "test")):
+        _write_split(dataset_class(downloads, train=is_train, download=True), folder/split)  # finds the files in place
 
 def _write_fashion_mnist(downloads: Path, folder: Path):
     "FashionMNIST: H. Xiao et al., 2017; 70,000 gray images of clothes, 28 x 28."
@@ -66,32 +65,19 @@ IMDB = RemoteFile(  # A. Maas et al., "Learning Word Vectors for Sentiment Analy
     "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", "md5:7c2ac02c03563afcf9b574c7e56c153a"
 )
 
-def _is_review(name: str) -> bool:
-    "A labeled review of the IMDB archive: `aclImdb/train/pos/0_9.txt`."
-    return re.search(r"(^|/)(train|test)/(neg|pos)/[^/]+\.txt$", name) is not None
-
 def write_imdb(
     folder: str | Path,  # existing folder, filled with `aclImdb/train` and `aclImdb/test`
     downloads: str | Path,  # where the archive is kept, or found
     remote: RemoteFile = IMDB,  # the archive
 ) -> Path:  # `folder`
-    """Fetch the IMDB reviews and unpack the labeled ones; `find_splits(folder)` then gives the two parts.
-
-    Raises `DownloadError` when the network fails, `ValueError` or `FileNotFoundError` for an archive of another kind.
-    """
-    extract_tar(download(remote, downloads), folder, wanted=_is_review)
-    for part in find_splits(folder):
-        for label in ("neg", "pos"):
-            if not (part/label).is_dir():
-                raise FileNotFoundError(f"no {part.name}/{label} in {remote.name}; it is not the IMDB archive")
+    "Fetch the IMDB reviews, unpack the labeled ones. Raises `DownloadError`; for another archive, `FileNotFoundError`."
+    review = re.compile(r"(^|/)(train|test)/(neg|pos)/[^/]+\.txt$")  # labeled: `aclImdb/train/pos/0_9.txt`
+    extract_tar(download(remote, downloads), folder, wanted=lambda name: review.search(name) is not None)
+    find_splits(folder)
     return Path(folder)
 
 # %% ../nbs/2_data/25_get_data.ipynb #aaba42a5
-_OFFLINE: dict[str, Callable[[Path], object]] = {
-    "digits": write_digits,
-    "food_shapes": write_food_shapes,
-    "film_reviews": write_reviews,
-}
+_OFFLINE = {"digits": write_digits, "food_shapes": write_food_shapes, "film_reviews": write_reviews}
 _DATASETS: dict[str, Callable[[Path, Path], object]] = {  # name -> function(folder for downloads, folder to fill)
     **{name: lambda downloads, folder, write=write: write(folder) for name, write in _OFFLINE.items()},
     **{name: _write_zip(RemoteFile(f"{_FOOD}/{name}.zip", f"git:{blob_id}")) for name, blob_id in _BLOB_IDS.items()},
@@ -109,39 +95,38 @@ def get_data(
     name: str | Path = "digits",  # of `list_datasets()`, or a folder or zip file with `train/<class>/`, `test/<class>/`
     root: str | Path = "data",  # where named sets and unpacked archives are kept
 ) -> Path:  # a folder in which `find_splits` finds the training and the test part
-    """Get a data set onto the disk, unless it is there already.
+    """Get a data set onto the disk, unless it is there already; nothing incomplete is left behind.
 
     Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a folder or archive without the
-    two parts, `DownloadError` when the network fails; nothing incomplete is left behind.
+    two parts, `DownloadError` when the network fails.
     """
     root, path = Path(root), Path(name)
-    if str(name) in _DATASETS:
-        with atomic_folder(root/str(name), f"{name} v1") as folder:
-            if folder:
-                _write_named(str(name), root/".downloads"/str(name), folder)
-        return root/str(name)
+    if str(name) in _DATASETS: return _fill(str(name), root)
+    if path.is_file(): return _unpack(path, root/path.stem)
     if path.is_dir():
         find_splits(path)
         return path
-    if path.is_file(): return _unpack(path, root/path.stem)
     known = ", ".join(_DATASETS)
     raise ValueError(f"unknown data set {str(name)!r}; choose one of {known}, or give a folder or a zip file")
 
-def _write_named(name: str, downloads: Path, folder: Path):
-    "Fill `folder`; complete downloads are kept if it fails, for the next try."
-    try:
-        _DATASETS[name](downloads, folder)
-    except DownloadError as error:
-        raise DownloadError(f"{error}; {', '.join(_OFFLINE)} need no network") from error
-    shutil.rmtree(downloads, ignore_errors=True)  # its content is in the folder now
-    with suppress(OSError):  # another set may be on its way
-        downloads.parent.rmdir()
+def _fill(name: str, root: Path) -> Path:
+    "The folder of a named set; complete downloads are kept if it fails, for the next try."
+    downloads = root/".downloads"/name
+    with atomic_folder(root/name, f"{name} v1") as folder:
+        if folder:
+            try:
+                _DATASETS[name](downloads, folder)
+            except DownloadError as error:
+                raise DownloadError(f"{error}; {', '.join(_OFFLINE)} need no network") from error
+            shutil.rmtree(downloads, ignore_errors=True)  # its content is in the folder now
+            with suppress(OSError):  # another set may be on its way
+                downloads.parent.rmdir()
+    return root/name
 
 def _unpack(path: Path, folder: Path) -> Path:
     "A local zip file as a folder; unpacked again, and replaced as a whole, only when the file has changed."
     status, origin = path.stat(), str(path.resolve())
-    marker = folder/".complete"
-    if marker.is_file() and not marker.read_text(encoding="utf-8").startswith(f"{origin} "):
+    if not (made_from(folder) or f"{origin} ").startswith(f"{origin} "):
         raise FileExistsError(f"{folder} was made from another source; remove it, or choose another root")
     with atomic_folder(folder, f"{origin} {status.st_size} {status.st_mtime_ns}") as temporary:
         if temporary:

@@ -8,9 +8,7 @@ __all__ = ['draw_graph']
 # %% ../nbs/3_training/30a_graph_drawing.ipynb #08feec2e
 import re
 from collections.abc import Mapping
-
 from torch import Tensor, nn
-
 from .autograd import topological_sort
 from .graph_layout import GraphDrawing, GraphNode, draw_nodes, merge_nodes
 

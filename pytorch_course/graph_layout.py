@@ -22,7 +22,6 @@ def _shorten(text):
 @dataclass(eq=False)
 class GraphNode:
     "One node of a graph: what its box says and which nodes flow into it."
-
     kind: str  # `"leaf"`, `"op"`, `"output"`, `"note"`, or `"dummy"` (part of a long arrow, without a box)
     lines: list[tuple[str, str]] = field(default_factory=list)  # (`"title"`, `"detail"` or `"accent"`, text)
     inputs: list["GraphNode"] = field(default_factory=list)  # the nodes whose arrows end here
@@ -32,13 +31,11 @@ class GraphNode:
     y: float = field(default=0.0, init=False)  # center, pixels
 
     @property
-    def width(self) -> float:
-        "Estimated width in pixels; a dummy is as thin as its arrow."
+    def width(self) -> float:  # estimated, pixels; a dummy is as thin as its arrow
         return max((_CHAR_WIDTH[style] * len(_shorten(text)) for style, text in self.lines), default=-26) + 28
 
     @property
-    def height(self) -> float:
-        "Height in pixels; a dummy has none."
+    def height(self) -> float:  # pixels; a dummy has none
         return sum(_LINE_HEIGHT[style] for style, _ in self.lines) + 14 if self.lines else 0
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #1a21c82e
@@ -53,29 +50,28 @@ def _text(text):
 
 def _box_svg(node):
     fill, border = _COLORS.get(node.kind, _GRAY)
-    shape = 'rx="8"' if node.kind == "leaf" else 'rx="16"'
-    dash = ' stroke-dasharray="5 4"' if node.kind == "note" else ""
+    shape = {"leaf": 'rx="8"', "note": 'rx="16" stroke-dasharray="5 4"'}.get(node.kind, 'rx="16"')
     left, y = node.x - node.width / 2, node.y - node.height / 2
-    parts = [f'<g class="{node.kind}"><title>{_text(node.name)}</title><rect x="{left:.1f}" y="{y:.1f}" {shape}'
-             f' width="{node.width:.1f}" height="{node.height:.1f}" fill="{fill}" stroke="{border}"{dash}/>']
+    svg = (f'<g class="{node.kind}"><title>{_text(node.name)}</title><rect x="{left:.1f}" y="{y:.1f}" {shape}'
+           f' width="{node.width:.1f}" height="{node.height:.1f}" fill="{fill}" stroke="{border}"/>')
     for style, text in node.lines:
         y += _LINE_HEIGHT[style]
-        bold = ' font-weight="600" font-size="13"' if style == "title" else ""
-        place = f'x="{node.x:.1f}" y="{y + 4:.1f}" fill="{_INK[style]}"{bold}'
-        parts.append(f"<text {place}>{_text(_shorten(text))}</text>")
-    return "".join(parts) + "</g>"
+        weight = 600 if style == "title" else 400
+        place = f'x="{node.x:.1f}" y="{y + 4:.1f}" fill="{_INK[style]}" font-weight="{weight}"'
+        svg += f"<text {place}>{_text(_shorten(text))}</text>"
+    return f"{svg}</g>"
 
 def _arrows_into(node, edges):
     "Curves between layers, side by side at the box, and straight inside a layer: they run behind no other box."
     gap = min(14.0, (node.width - 16) / max(len(node.inputs), 1)) if node.lines else 0.0
-    end, parts = node.y - node.height / 2 - 7 * bool(node.lines), []
+    end, svg = node.y - node.height / 2 - 7 * bool(node.lines), ""
     for i, source in enumerate(sorted(node.inputs, key=lambda source: source.x)):
         x, start = node.x + gap * (i - (len(node.inputs) - 1) / 2), source.y + source.height / 2
         bottom, top = edges[source.layer][1], min(edges[node.layer][0], end)
         curve = f"C{source.x:.1f} {(bottom + top) / 2:.1f} {x:.1f} {(bottom + top) / 2:.1f} {x:.1f} {top:.1f}"
-        tip = f'<path d="M{x:.1f} {end + 6:.1f}l-4 -8h8z" fill="{_ARROW}" stroke="none"/>' if node.lines else ""
-        parts.append(f'<path d="M{source.x:.1f} {start:.1f}V{bottom:.1f}{curve}V{end:.1f}"/>{tip}')
-    return "".join(parts)
+        svg += f'<path d="M{source.x:.1f} {start:.1f}V{bottom:.1f}{curve}V{end:.1f}"/>'
+        svg += f'<path d="M{x:.1f} {end + 6:.1f}l-4 -8h8z" fill="{_ARROW}" stroke="none"/>' if node.lines else ""
+    return svg
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #db8bff9d
 def _write_svg(layers, description):
@@ -102,7 +98,6 @@ def _write_svg(layers, description):
 @dataclass(frozen=True)
 class GraphDrawing:
     "A drawing that shows itself in a notebook and can be saved as a file."
-
     svg: str = field(repr=False)  # the drawing
     description: str  # the same in words
 
@@ -131,10 +126,10 @@ def _assign_layers(nodes):
         layers[node.layer].append(node)
         for i, source in enumerate(node.inputs):
             for layer in range(source.layer - 1, node.layer, -1):  # arrows from one node share their dummies
-                if (node.inputs[i], layer) not in dummies:
-                    dummies[node.inputs[i], layer] = GraphNode("dummy", inputs=[node.inputs[i]])
-                    layers[layer].append(dummies[node.inputs[i], layer])
-                node.inputs[i] = dummies[node.inputs[i], layer]
+                if (source, layer) not in dummies:
+                    dummies[source, layer] = GraphNode("dummy", inputs=[node.inputs[i]])
+                    layers[layer].append(dummies[source, layer])
+                node.inputs[i] = dummies[source, layer]
     return layers
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #46a93761
@@ -201,8 +196,7 @@ def draw_nodes(
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
     "Draw a graph, its leaves at the top. Raises `ValueError` without nodes, or if one comes before its inputs."
     nodes = _copies(nodes)
-    if not nodes:
-        raise ValueError("there is nothing to draw: the list of nodes is empty")
+    if not nodes: raise ValueError("there is nothing to draw: the list of nodes is empty")
     layers = [[note] for note in _copies(notes)] + _reorder(_assign_layers(nodes))
     return GraphDrawing(_write_svg(_center(layers), description), description)
 

@@ -36,7 +36,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)
     image.load()
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 @contextmanager
@@ -57,9 +57,8 @@ def open_image(
 ) -> Image.Image:  # 8-bit RGB, upright
     """Read an image file as upright 8-bit RGB.
 
-    Raises `ImageError` when the file is empty, damaged, no image at all, of a pixel type without a fixed range, or
-    larger than `MAX_PIXELS`, and `MissingImageError`, which is also a `FileNotFoundError`, when there is none; both
-    name the file.
+    Raises `ImageError` when the file is damaged, no image, of a pixel type without a fixed range, or larger than
+    `MAX_PIXELS`, and `MissingImageError`, which is also a `FileNotFoundError`, when there is none; both name the file.
     """
     if not os.path.isfile(path): raise MissingImageError(f"no image file at {path}")
     try:
@@ -80,11 +79,10 @@ def open_image(
 # %% ../nbs/1_basics/13_images.ipynb #fc3f7b66
 @dataclass(frozen=True)
 class ImageTransform:
-    """Image to normalized `float32` tensor `(channels, image_size, image_size)`.
+    """Image to normalized `float32` tensor `(channels, image_size, image_size)`, as torchvision's transforms make it.
 
-    Equal to torchvision's `Resize`, `ToImage`, `ToDtype(scale=True)`, `Normalize`; but plain numbers, so that a model
-    file can store it.
-    Raises `ValueError` for a size below 1, for channels other than 1 or 3, and for a mean or std of the wrong length.
+    Plain numbers, so that a model file can store it. Raises `ValueError` for a size below 1, for channels other than
+    1 or 3, and for a mean or std of the wrong length.
     """
     image_size: int = 64  # height and width of the result in pixels
     channels: int = 3  # 3: RGB, 1: gray; images of the other kind are converted
@@ -109,25 +107,20 @@ class ImageTransform:
 
     def resize(self, image: Image.Image) -> torch.Tensor:
         "The first half: the image in its final size, still in bytes, `uint8 (C, H, W)`."
-        mode, size = "L" if self.channels == 1 else "RGB", (self.image_size, self.image_size)
-        if image.mode != mode:
-            image = image.convert(mode)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
         return pixels.permute(2, 0, 1).contiguous()
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         "The second half, for one image or a whole batch: `uint8 (..., C, H, W)` to normalized `float32`."
         x = pixels.to(torch.float32, copy=True).div_(255)  # a copy, so that the next steps may work in place
-        if any(self.mean):
-            x.sub_(self._column(self.mean).to(x.device))
-        return x if set(self.std) == {1.0} else x.div_(self._column(self.std).to(x.device))
+        return x.sub_(self._column(self.mean, x)).div_(self._column(self.std, x))
 
     def denormalize(self, x: torch.Tensor) -> torch.Tensor:
         "Back to values in 0..1, for looking at: `(..., C, H, W)` to `(..., C, H, W)`."
-        return (x * self._column(self.std).to(x.device) + self._column(self.mean).to(x.device)).clamp(0, 1)
+        return (x * self._column(self.std, x) + self._column(self.mean, x)).clamp(0, 1)
 
-    def _column(self, values: tuple[float, ...]) -> torch.Tensor:
-        "Shape `(C, 1, 1)`, which broadcasts over height and width."
-        return torch.tensor(values).reshape(-1, 1, 1)
+    def _column(self, values: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
+        "Shape `(C, 1, 1)`, which broadcasts over height and width; on the device of `x`."
+        return torch.tensor(values, device=x.device).reshape(-1, 1, 1)

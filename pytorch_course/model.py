@@ -35,10 +35,7 @@ class LinearRegressionModelV2(nn.Module):
 
 # %% ../nbs/02_model.ipynb #c08bcb25
 class NeuralNetwork(nn.Module):
-    """Fully connected, with ReLU: `(N, C, H, W)` or `(N, H, W)` in, logits `(N, output_shape)` out.
-
-    Source: PyTorch's "Quickstart" tutorial, where it reads 28 x 28 gray images.
-    """
+    "Fully connected, after PyTorch's Quickstart: `(N, C, H, W)` or `(N, H, W)` in, logits out."
     def __init__(
         self,
         input_shape: int = 1,  # channels of the images
@@ -49,8 +46,7 @@ class NeuralNetwork(nn.Module):
         self.flatten = nn.Flatten()
         self.linear_relu_stack = nn.Sequential(
             nn.Linear(input_shape * image_size * image_size, 512), nn.ReLU(),
-            nn.Linear(512, 512), nn.ReLU(),
-            nn.Linear(512, output_shape),
+            nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, output_shape),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,11 +70,9 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
     )
 
 class TinyVGG(nn.Module):
-    """Two convolutional blocks and a linear classifier: images in, logits `(N, output_shape)` out.
+    """`(N, input_shape, image_size, image_size)` in, logits out; `ValueError` below 16 pixels.
 
-    Images are `(N, input_shape, image_size, image_size)`; raises `ValueError` below 16 pixels.
-    Source: the CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer), after
-    VGG (Simonyan and Zisserman 2015); its keys and shapes at 64 pixels are those of other courses.
+    Source: the CNN Explainer (Wang et al. 2020, https://poloclub.github.io/cnn-explainer).
     """
     def __init__(
         self,
@@ -93,20 +87,17 @@ class TinyVGG(nn.Module):
             raise ValueError(f"TinyVGG needs image_size of at least 16 pixels, not {image_size}")
         self.conv_block_1 = _conv_block(input_shape, hidden_units)
         self.conv_block_2 = _conv_block(hidden_units, hidden_units)
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(hidden_units * side * side, output_shape)
-        )
+        linear = nn.Linear(hidden_units * side * side, output_shape)
+        self.classifier = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.conv_block_2(self.conv_block_1(x)))
 
 # %% ../nbs/02_model.ipynb #31fb184c
 class Cifar10Net(nn.Module):
-    """Three 5 x 5 convolutions (32, 32, 64) with max-pooling, two linear layers; logits out.
+    """`(N, input_shape, image_size, image_size)` in, logits out; `ValueError` below 8 pixels.
 
-    Images are `(N, input_shape, image_size, image_size)`; raises `ValueError` below 8 pixels.
-    145,578 parameters for 3 x 32 x 32 and 10 classes. Source: the "CIFAR10-quick" network of
-    A. Krizhevsky's cuda-convnet, in the form that is common in PyTorch tutorials.
+    Source: the "CIFAR10-quick" network of A. Krizhevsky's cuda-convnet, as tutorials use it.
     """
     def __init__(
         self,
@@ -130,10 +121,7 @@ class Cifar10Net(nn.Module):
 
 # %% ../nbs/02_model.ipynb #1fd4478d
 class Net(nn.Module):
-    """Binary classifier: `(N, 3, H, W)` from 14 pixels up in, probabilities `(N, 1)` out.
-
-    54,273 parameters. Its outputs are probabilities: use `nn.BCELoss`, no loss that takes logits.
-    """
+    "Binary: `(N, 3, H, W)`, 14 pixels up, in; probabilities `(N, 1)` for `nn.BCELoss` out."
     def __init__(self):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 32, kernel_size=3)
@@ -141,22 +129,17 @@ class Net(nn.Module):
         self.conv2 = nn.Conv2d(32, 64, kernel_size=5)
         self.dropout = nn.Dropout2d(p=0.1)
         self.adaptive_pool = nn.AdaptiveMaxPool2d(1)
-        self.flatten = nn.Flatten()
         self.linear1 = nn.Linear(64, 32)
-        self.relu = nn.ReLU()
         self.linear2 = nn.Linear(32, 1)
-        self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(self.conv2(self.pool(self.conv1(x))))
-        x = self.flatten(self.adaptive_pool(self.dropout(x)))
-        return self.sigmoid(self.linear2(self.relu(self.linear1(x))))
+        x = self.adaptive_pool(self.dropout(x)).flatten(start_dim=1)
+        return self.linear2(self.linear1(x).relu()).sigmoid()
 
 # %% ../nbs/02_model.ipynb #6a6cb76b
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
-_NETWORKS = (
-    LinearRegressionModel, LinearRegressionModelV2, NeuralNetwork, TinyVGG, Cifar10Net, Net
-)
+_NETWORKS = LinearRegressionModel, LinearRegressionModelV2, NeuralNetwork, TinyVGG, Cifar10Net, Net
 _MODELS: dict[str, type[nn.Module]] = {cls.__name__.lower(): cls for cls in _NETWORKS}
 
 def register_model(
@@ -186,11 +169,10 @@ def build_model(
 ) -> nn.Module:  # with fresh random weights, on the CPU, in training mode
     "Build a model from its name. Raises `ValueError` for an unknown name or unfit arguments."
     cls = get_model_class(name)
-    signature = inspect.signature(cls)
     try:
-        signature.bind(**kwargs)
+        inspect.signature(cls).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{cls.__name__}{signature}: {error}") from None
+        raise ValueError(f"{cls.__name__}{inspect.signature(cls)}: {error}") from None
     return cls(**kwargs)
 
 # %% ../nbs/02_model.ipynb #06ca5a90
@@ -201,7 +183,6 @@ def summary(
     "Layers, output shapes, parameters as a table, by torchinfo; the model is left as it was."
     import torchinfo
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    columns = ("output_size", "num_params", "mult_adds")
-    return torchinfo.summary(
-        model, input_shape, device=device, verbose=0, col_names=columns, row_settings=("var_names",)
-    )
+    style: dict = {"row_settings": ("var_names",), "verbose": 0}
+    style["col_names"] = ("output_size", "num_params", "mult_adds")
+    return torchinfo.summary(model, input_shape, device=device, **style)

@@ -26,8 +26,7 @@ def subplots(
         def _repr_png_(self):
             drawn, small = io.BytesIO(), io.BytesIO()
             self.savefig(drawn, format="png")
-            reduced = Image.open(drawn).convert("RGB").quantize(256)  # a third of the bytes
-            reduced.save(small, format="png", optimize=True)
+            Image.open(drawn).convert("RGB").quantize(256).save(small, "png", optimize=True)  # a third of the bytes
             return small.getvalue()
 
     figure = NotebookFigure(figsize=figsize, layout="constrained")
@@ -59,10 +58,7 @@ def plot_images(
 def plot_loss_curves(
     results: dict[str, list[float]],  # as returned by `train`, or the table from `Trainer.fit`
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    """Loss and accuracy per epoch, training and test in one plot each; accuracy only where there is one.
-
-    Raises `ValueError` for an empty history.
-    """
+    "Loss and, where there is one, accuracy per epoch, training and test. Raises `ValueError` for an empty history."
     epochs = range(1, len(results["train_loss"]) + 1)
     if not epochs: raise ValueError("no epochs to plot")
     has_accuracy = any(not math.isnan(accuracy) for accuracy in results.get("train_acc", []))
@@ -87,20 +83,17 @@ def plot_regression(
     predictions: torch.Tensor | None = None,  # what a model gives for `test_data`; `None`: only the data
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
     "Scatter plot of training data, test data and predictions. Raises `ValueError` when numbers of points do not match."
-    groups = [
-        ("training data", train_data, train_labels, "tab:blue", "o"),
-        ("test data", test_data, test_labels, "tab:green", "s"),
-    ]
+    groups = {"training data": (train_data, train_labels, "tab:blue", "o")}
+    groups["test data"] = (test_data, test_labels, "tab:green", "s")
     if predictions is not None:
-        groups.append(("predictions", test_data, predictions, "tab:red", "x"))
+        groups["predictions"] = (test_data, predictions, "tab:red", "x")
     figure, axes = subplots(figsize=(6, 3.4))
-    ax = axes[0, 0]
-    for name, data, labels, color, marker in groups:
+    for name, (data, labels, color, marker) in groups.items():
         x, y = (torch.as_tensor(values).detach().cpu().flatten() for values in (data, labels))
         if len(x) != len(y):
             raise ValueError(f"{name}: {len(x)} inputs, but {len(y)} values; there must be one number per sample")
-        ax.scatter(x.numpy(), y.numpy(), s=14, c=color, marker=marker, label=name)
-    ax.set(title="Data" if predictions is None else "Data and predictions", xlabel="x", ylabel="y")
-    ax.grid(alpha=0.3)
-    ax.legend()
+        axes[0, 0].scatter(x.numpy(), y.numpy(), s=14, c=color, marker=marker, label=name)
+    axes[0, 0].set(title="Data" if predictions is None else "Data and predictions", xlabel="x", ylabel="y")
+    axes[0, 0].grid(alpha=0.3)
+    axes[0, 0].legend()
     return figure

@@ -9,6 +9,7 @@ __all__ = ['derive_seed', 'derive_seeds', 'seed_generators', 'get_rng_state', 's
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -30,10 +31,7 @@ def derive_seed(
 
     Source: the mixer of SplitMix64; Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195.
     """
-    mixed = 0
-    for number in numbers:
-        mixed = _mix(mixed, number)
-    return mixed >> 32
+    return reduce(_mix, numbers, 0) >> 32
 
 # %% ../nbs/1_basics/10_seeds.ipynb #0f2f11c8
 def derive_seeds(
@@ -63,11 +61,8 @@ def get_rng_state() -> dict:  # tensors, numbers, strings and lists only
     "State of the random generators of Python, NumPy and PyTorch, and of every GPU in use."
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()
-    state = {
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
+    state: dict = {"python": [version, list(numbers), gauss], "numpy": [name, np.asarray(keys).tolist(), *rest]}
+    state["torch"] = torch.get_rng_state()
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():

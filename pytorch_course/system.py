@@ -56,10 +56,7 @@ def _memory_in_cgroups() -> Iterator[int]:
                 yield max(0, bound - taken)
 
 def available_memory() -> int:  # bytes
-    """How much memory this program may still take without swapping.
-
-    Where the system does not say: half of what is built in (macOS), or 4 GiB (Windows).
-    """
+    "Memory that this program may still take; where the system does not say: half of it (macOS) or 4 GiB (Windows)."
     known = Path("/proc/meminfo")
     if known.is_file():
         found = re.search(r"MemAvailable:\s+(\d+) kB", known.read_text(encoding="utf-8"))
@@ -67,9 +64,8 @@ def available_memory() -> int:  # bytes
         with suppress(OSError, IndexError):
             available = min([available, *_memory_in_cgroups()])
         return available
-    with suppress(AttributeError, ValueError, OSError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return 4 << 30
+    if not hasattr(os, "sysconf"): return 4 << 30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 # %% ../nbs/1_basics/11_system.ipynb #6426ad5c
 def free_disk_space(
@@ -83,11 +79,7 @@ def free_disk_space(
 def suggest_num_workers(
     cached: bool,  # the images are decoded once and kept
 ) -> int:  # for `DataLoader(num_workers=...)`
-    """How many processes should prepare batches.
-
-    0 if there is little to prepare, or no core to spare, or where workers need care: they are not forked by default
-    (Windows, macOS, Linux from Python 3.14 on), or Python warns about forking a process with threads (from 3.12 on).
-    """
+    "How many processes should prepare batches: 0 without much work or a free core, or where forking is not safe."
     start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if cached or cpu_count() <= 2 or start != "fork" or sys.version_info >= (3, 12): return 0
     return min(8, cpu_count() // 2)
@@ -96,11 +88,9 @@ def suggest_num_workers(
 def get_rank() -> int:  # 0 when this process trains alone
     "Index of this process among those that train together."
     import torch.distributed as dist  # here, so that importing this module stays fast
-
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 def get_world_size() -> int:  # 1 when this process trains alone
     "How many processes train together."
     import torch.distributed as dist
-
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

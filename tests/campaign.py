@@ -1,7 +1,9 @@
-"""Kill trainings and look at what is left: `python -m tests.campaign --seconds 600` at random moments, `--crash-points` at each system call in turn.
+"""Kill runs and look at what is left: at random moments (`python -m tests.campaign --seconds 600`), or at each system
+call in turn (`--crash-points`).
 
-Prints how often it killed, how many checkpoints could not be read and how many resumed trainings ended differently; both must be 0, else the exit
-status is 1. Every training is a forked process, so that PyTorch is loaded only once; needs a POSIX system. Figures are for crashes of processes, not of power.
+Prints how often it killed, how many checkpoints could not be read and how many resumed runs ended differently; both
+must be 0, else the exit status is 1. Every run is a forked process, so that PyTorch is loaded only once; needs a POSIX
+system. Figures are for crashes of processes, not of power.
 """
 import argparse
 import os
@@ -88,11 +90,8 @@ def reference(place, every_steps):
 
 def random_kills(place, seconds, kills, seed):
     "Trainings that are killed again and again until they are done, whatever the number of workers."
-    draw, expected, figures = (
-        random.Random(seed),
-        reference(place, 1),
-        {"kills": 0, "trainings": 0, "unreadable": 0, "different": 0, "failed": 0},
-    )
+    draw, expected = random.Random(seed), reference(place, 1)
+    figures = {"kills": 0, "trainings": 0, "unreadable": 0, "different": 0, "failed": 0}
     start = time.monotonic()
     for number in range(10**9):
         if time.monotonic() - start > seconds or figures["kills"] >= kills: break
@@ -150,7 +149,7 @@ class Dying:
 
 
 def die_at(number, log):
-    "Patch everything that changes a file so that the process ends before the call with this number (a write: in the middle of it)."
+    "Patch what changes a file: the process ends before the call with this number (a write: in the middle of it)."
     count = [0]
 
     def tick(kind):
@@ -167,7 +166,8 @@ def die_at(number, log):
 
         return call
 
-    os.fsync, os.replace, os.unlink = dying(os.fsync, "fsync"), dying(os.replace, "replace"), dying(os.unlink, "unlink")
+    for kind in ("fsync", "replace", "unlink"):
+        setattr(os, kind, dying(getattr(os, kind), kind))
     path_open = pathlib.Path.open
 
     def open_dying(self, mode="r", *args, **kwargs):
@@ -178,7 +178,11 @@ def die_at(number, log):
 
 
 def crash_points(place, every_steps=17, resume_after_writes=15):
-    """Two checkpoints, the first with nothing before it, the second replacing it. Die at every write, fsync, replace and unlink of a whole training; after each, look at the folder; after all but most writes, resume and compare."""
+    """Two checkpoints, the first with nothing before it, the second replacing it.
+
+    Die at every write, fsync, replace and unlink of a whole run; after each, look at the folder; after all but most
+    writes, resume and compare.
+    """
     expected, figures = (
         reference(place, every_steps),
         {"kills": 0, "unreadable": 0, "resumed": 0, "different": 0, "lost": 0},

@@ -1,4 +1,4 @@
-"""A training with everything random in it, small enough to be repeated hundreds of times; shared by the tests and the campaign."""
+"""A run with everything random in it, small enough to be repeated hundreds of times; for the tests and the campaign."""
 
 from functools import partial
 
@@ -16,7 +16,8 @@ from pytorch_course.reproducibility import Reproducible
 from pytorch_course.trainer import Trainer
 from pytorch_course.worker_errors import ExplainWorkerErrors
 
-SAMPLES, BATCH_SIZE, EPOCHS = 44, 4, 3  # 11 batches an epoch
+SAMPLES, BATCH_SIZE = 44, 4  # 11 batches an epoch
+EPOCHS = 3
 STEPS = EPOCHS * 11
 
 

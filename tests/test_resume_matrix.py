@@ -1,4 +1,7 @@
-"""Rows 11 and 12 of the fault table once more, for everything that people hang on a training: a cut in the middle must not show in the end."""
+"""Rows 11 and 12 of the fault table once more, for everything that people hang on a run.
+
+A cut in the middle must not show in the end.
+"""
 
 import random
 from functools import partial
@@ -67,7 +70,9 @@ class Hooks(Callback):
         with torch.no_grad():
             trainer.model[0].bias += 0.01 * torch.rand(())
 
-    before_epoch = after_epoch = after_batch = change
+    before_epoch = change
+    after_epoch = change
+    after_batch = change
 
     def before_batch(self, trainer):
         trainer.batch = (trainer.batch[0] * float(np.random.uniform(0.9, 1.1)), trainer.batch[1])
@@ -230,11 +235,9 @@ def test_row_11_a_cut_does_not_show(tmp_path, way):
 
 
 def test_row_12_validation_does_not_depend_on_workers(tmp_path):
-    valid = lambda workers: lambda: DataLoader(DATA, 16, num_workers=workers)
-    results = [
-        trained(tmp_path / str(n), model=WAYS["model that draws in evaluation"]["model"], valid=valid(n))
-        for n in (0, 2)
-    ]
+    model = WAYS["model that draws in evaluation"]["model"]
+    valid = {n: partial(DataLoader, DATA, 16, num_workers=n) for n in (0, 2)}
+    results = [trained(tmp_path / str(n), model=model, valid=valid[n]) for n in (0, 2)]
     assert results[0] == results[1]
 
 

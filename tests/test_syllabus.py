@@ -165,7 +165,7 @@ TOPICS = {
     "command: train": ("06_going_modular", "## train"),
     "command: predict": ("06_going_modular", "## predict"),
     "command: evaluate": ("06_going_modular", "## evaluate"),
-    "command: scaffold": ("06_going_modular", "## scaffold and doctor"),
+    "command: scaffold": ("06_going_modular", "## scaffold"),
     "python -m pytorch_course": ("06_going_modular", "## The front door"),
     # mistakes that belong to these lessons
     "one sigmoid output with CrossEntropyLoss": (
