@@ -104,7 +104,7 @@ def _judge_python(facts: dict) -> Iterator[Finding]:
     "Python itself, this course, and files of yours that bear the name of a module."
     *version, place = facts["python"]
     fails = None if version >= [3, 11] else "this course needs Python 3.11 or newer"
-    yield Finding("python", f"{'.'.join(map(str, version))} on {place}", fails, advice="python3.12 -m venv .venv")
+    yield Finding("python", f"{'.'.join(map(str, version))} on {place}", fails, advice="use python3.12 -m venv .venv")
     hint = None if facts["packages"]["needs"][""] else "it is not installed, so nobody knows what it needs"
     yield Finding("pytorch_course", __version__, None, hint, f"in the folder of the course: {_INSTALL} -e .")
     names = ", ".join(facts["shadows"])
@@ -159,7 +159,8 @@ def _look_for_gpu() -> str | None:
 
 def _judge_devices(facts: dict) -> Iterator[Finding]:
     "Every device that torch sees, whether there is a GPU that it does not see, cores and threads."
-    devices, gpu, usable = facts["torch"].get("devices", {}), facts["gpu"], facts["cores"]["usable"]
+    devices, gpu = facts["torch"].get("devices", {}), facts["gpu"]
+    usable, cores = facts["cores"]["usable"], facts["cores"]["all"]
     for name, value in devices.items():
         fails = None if value == "computes correctly" else "nothing could be trained on it"
         yield Finding(f"device {name}", value, fails, advice="see what nvidia-smi says, or choose --device cpu")
@@ -169,7 +170,7 @@ def _judge_devices(facts: dict) -> Iterator[Finding]:
     yield Finding("best device", best, None, hint if gpu and best == "cpu" else None, advice)
     threads = facts["torch"].get("threads", 0)
     hint = f"{threads} threads on them slow each other down" if threads > usable else None
-    yield Finding("cores", f"{usable} usable of {facts['cores']['all']}", None, hint, f"export OMP_NUM_THREADS={usable}")
+    yield Finding("cores", f"{usable} usable of {cores}", None, hint, f"export OMP_NUM_THREADS={usable}")
 
 # %% ../nbs/4_tools/52_doctor.ipynb #ae8946e7
 def _look_at_folder(folder: str | Path) -> dict:
@@ -197,7 +198,7 @@ def _judge_spaces(facts: dict) -> Iterator[Finding]:
         error, little = fact.get("error"), f"less than {least} MiB left, {consequence}"
         problem = f"nothing can be written there ({error})" if error else little
         hint = f"less than {8 * least} MiB left, which is tight" if free < 8 * least else None
-        value = f"{free:,.0f} MiB free {fact.get('path', '')}"
+        value = f"{free:,.0f} MiB free in {fact.get('path', 'all')}"
         yield Finding(name, value, problem if free < least else None, hint, advice)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #801b716b

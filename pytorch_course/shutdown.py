@@ -36,7 +36,7 @@ class GracefulShutdown:
         if self.signal:
             self.exit("stopped at once")
         self.signal = number
-        os.write(2, b"\nfinishing this step and saving; press once more to stop at once\n")  # `print` is not allowed here
+        os.write(2, b"\nfinishing this step and saving; press once more to stop at once\n")  # no `print` here
 
     def exit(
         self,
