@@ -9,7 +9,6 @@ __all__ = ['PositiveInt', 'NonNegativeInt', 'PositiveFloat', 'Size', 'make_parse
 import argparse
 import inspect
 import math
-import os
 import re
 import sys
 import warnings
@@ -18,26 +17,22 @@ from collections.abc import Callable
 from typing import Annotated, Literal, get_args, get_origin
 
 # %% ../nbs/4_tools/49_command_line.ipynb #769c9195
-def _number(kind: type, low: float, high: float = 2**31 - 1, above: bool = False) -> Callable:
+def _number(kind: type, low: float, what: str, high: float = 2**31 - 1) -> Callable:
     "A converter for argparse that also checks the range."
-    what = "a whole number" if kind is int else "a number"
-    lowest = f"{'above' if above else 'of at least'} {low}"
-
     def convert(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan  # every comparison with it is false
-        if value > high: raise ArgumentTypeError(f"{what} of at most {high:,} is needed, not {text!r}")
-        if value > low or (value == low and not above): return value
-        raise ArgumentTypeError(f"{what} {lowest} is needed, not {text!r}")
-
+        if value > high: raise ArgumentTypeError(f"a number of at most {high:,} is needed, not {text!r}")
+        if value >= low: return value
+        raise ArgumentTypeError(f"{what} is needed, not {text!r}")
     return convert
 
-PositiveInt = Annotated[int, _number(int, 1)]
-NonNegativeInt = Annotated[int, _number(int, 0)]
-PositiveFloat = Annotated[float, _number(float, 0, above=True)]
-Size = Annotated[int, _number(int, 1, 4096)]
+PositiveInt = Annotated[int, _number(int, 1, "a whole number of at least 1")]
+NonNegativeInt = Annotated[int, _number(int, 0, "a whole number of at least 0")]
+PositiveFloat = Annotated[float, _number(float, math.nextafter(0, 1), "a number above 0")]
+Size = Annotated[int, _number(int, 1, "a whole number of at least 1", high=4096)]
 
 # %% ../nbs/4_tools/49_command_line.ipynb #417dadf6
 def _options(kind) -> dict:
@@ -66,10 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser, function: Callable, aliases:
 
 # %% ../nbs/4_tools/49_command_line.ipynb #c0111b33
 class _Parser(argparse.ArgumentParser):
-    "Errors in one line, exit status 2; no abbreviations."
-    def __init__(self, **options):
-        super().__init__(**options, allow_abbrev=False)
-
+    "Errors in one line, exit status 2."
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
@@ -80,20 +72,18 @@ def make_parser(
     aliases: dict[str, str],  # second names of parameters
 ) -> argparse.ArgumentParser:  # its result has the function as `run`, and what was given
     "A parser with a subcommand for each function, as its signature and its docstring describe it."
-    parser = _Parser(prog=prog, description=description)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for function in functions:
         name, text = function.__name__.replace("_", "-"), inspect.getdoc(function) or ""
-        command = commands.add_parser(name, help=text.partition(".")[0], description=text)
+        command = commands.add_parser(name, help=text.partition(".")[0], description=text, allow_abbrev=False)
         command.set_defaults(run=function)
         _add_arguments(command, function, aliases)
     return parser
 
 def _with_underscores(argv: list[str]) -> list[str]:
     "`--batch-size=8` as `--batch_size=8`; values and everything that is no flag stay as they are."
-    end = argv.index("--") if "--" in argv else len(argv)  # behind a bare -- there are only values
-    flag = re.compile(r"^--[\w-]+")
-    return [flag.sub(lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv[:end]] + argv[end:]
+    return [re.sub(r"(?<=^--)[\w-]+", lambda flag: flag[0].replace("-", "_"), word) for word in argv]
 
 # %% ../nbs/4_tools/49_command_line.ipynb #3947d56c
 def user_message(
@@ -103,14 +93,9 @@ def user_message(
     text = str(error)
     if isinstance(error, OSError) and error.filename:
         text = f"{error.strerror}: {error.filename}"
-    return " ".join(text.partition(". To accept it: ")[0].split()) or type(error).__name__
-
-def _explain(error: Exception) -> str | None:
-    "One line for an error that the user can do something about; `None` for a bug."
-    if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+    if isinstance(error, MemoryError) or "allocate" in text or "out of memory" in text:
         return "not enough memory; choose a smaller --batch_size, --image_size or --hidden_units"
-    if isinstance(error, RuntimeError) and type(error).__name__ != "DataLoaderWorkerError": return None
-    return user_message(error)
+    return " ".join(text.partition(". To accept it: ")[0].split()) or type(error).__name__
 
 def run_command(
     parser: argparse.ArgumentParser,  # what `make_parser` returned
@@ -121,19 +106,14 @@ def run_command(
     run, name = given.pop("run"), f"{parser.prog} {given.pop('command')}"
     def show_warning(message, *_, **__):  # not the place in the code, which only helps those who can change it
         print(f"{parser.prog}: warning: {user_message(message)}", file=sys.stderr)
-
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            status = run(**given) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            return run(**given) or 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        message = _explain(error)
-        if message is None: raise  # a bug, and its traceback is welcome
+        message = user_message(error)
+        expected = type(error).__name__ == "DataLoaderWorkerError" or "not enough memory" in message
+        if isinstance(error, RuntimeError) and not expected: raise  # a bug, and its traceback is welcome
         print(f"{name}: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

@@ -18,15 +18,11 @@ from .command_line import make_parser, run_command
 # %% ../nbs/06_going_modular.ipynb #64b6a9c7
 def _count_files(split: Path) -> dict[str, int]:
     "Files in each class folder, hidden ones aside. Raises `ValueError` for an empty class."
-    names = [path.name for path in sorted(split.iterdir()) if path.is_dir()]
-    counts = {name: 0 for name in names if not name.startswith(".")}
-    for path in split.rglob("*"):
-        parts = path.relative_to(split).parts
-        if path.is_file() and parts[0] in counts:
-            counts[parts[0]] += not any(part.startswith(".") for part in parts)
-    for name in counts:
-        if not counts[name]:
-            raise ValueError(f"no files in {split/name}; remove the folder or fill it")
+    counts = {}
+    for folder in sorted(split.glob("[!.]*/")):
+        files = [path for path in folder.rglob("[!.]*") if path.is_file()]
+        if not files: raise ValueError(f"no files in {folder}; remove the folder or fill it")
+        counts[folder.name] = len(files)
     return counts
 
 def get_data(
@@ -49,7 +45,8 @@ def get_data(
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
-    runs.choose_model(args.model, 3, 2, args.hidden_units)  # find a wrong name before any data
+    sizes = (args.hidden_units, args.image_size)
+    runs.choose_model(args.model, 3, 2, *sizes)  # find a wrong name before any data
     train_dir, test_dir, name = runs.find_data(
         args.data, args.train_dir, args.test_dir, args.root, args.resume
     )
@@ -57,9 +54,7 @@ def _prepare(args: SimpleNamespace) -> tuple:
     channels, names = data.infer_channels(folder), folder.classes
     if len(names) < 2:
         raise ValueError(f"{train_dir} has a single class, {names[0]!r}; at least two are needed")
-    architecture, kwargs = runs.choose_model(
-        args.model, channels, len(names), args.hidden_units, args.image_size
-    )
+    architecture, kwargs = runs.choose_model(args.model, channels, len(names), *sizes)
     transform = images.ImageTransform(image_size=kwargs["image_size"], channels=channels)
     options = dict(seed=args.seed, cache=not args.no_cache, draft=args.draft)
     *dataloaders, class_names = image_cache.create_cached_dataloaders(
@@ -72,16 +67,14 @@ def _prepare(args: SimpleNamespace) -> tuple:
 def _print_performance(args: SimpleNamespace, dataloaders: list):
     "A callback that says what makes this run fast, when all of it has been decided."
     from pytorch_course.trainer import Callback
-    settings = ["large JPEGs at reduced size"] if args.draft else []
-    settings += [args.precision, *(["compiled"] if args.compile else [])]
+    chosen = {"large JPEGs at reduced size": args.draft, "compiled": args.compile}
+    settings = [args.precision, *(name for name in chosen if chosen[name])]
 
     class PrintPerformance(Callback):
         order = 1001  # after those that decide, and after a resume
-
         def before_fit(self, trainer):
             line = runs.describe_performance(trainer.model, dataloaders, settings)
             print(f"speed   {line}", flush=True)
-
     return PrintPerformance()
 
 def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, model):
@@ -89,8 +82,7 @@ def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, m
     from pytorch_course.model import count_parameters
     train_size, test_size = (f"{len(dataloader.dataset):,}" for dataloader in dataloaders)
     images, size = f"{train_size} training and {test_size} test images", info.transform.image_size
-    kind = "gray" if info.transform.channels == 1 else "color"
-    print(f"data    {name}: {images} in {len(info.class_names)} classes, {kind}")
+    print(f"data    {name}: {images} in {len(info.class_names)} classes")
     parameters = f"{count_parameters(model):,} parameters"
     print(f"model   {type(model).__name__}, {parameters}, images {size} x {size}")
     print(f"device  {args.device}, seed {args.seed}")
@@ -108,19 +100,19 @@ def _train(args: SimpleNamespace):
     import torch
     from pytorch_course import recipes, system, tensors
     torch.set_num_threads(min(torch.get_num_threads(), system.cpu_count()))
-    settings = {name: value for name, value in vars(args).items() if name != "resume"}
+    config = {name: value for name, value in vars(args).items() if name != "resume"}
     args.device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     name, dataloaders, info, model = _prepare(args)
     train_set, test_set = (dataloader.dataset for dataloader in dataloaders)
-    config = runs.make_config(settings, name, train_set.root, test_set.root, str(args.device))
+    config |= {"train_dir": str(train_set.root), "test_dir": str(test_set.root)}
+    config |= {"name": name, "device": str(args.device)}
     fused = True if args.device.type in ("cpu", "cuda") and not args.exact else None
     weights = model.to(args.device).parameters()
     optimizer = torch.optim.Adam(weights, lr=args.learning_rate, fused=fused)
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
-    run_name = f"{name}-{info.architecture}"
-    with runs.open_run(run_name, args.out, args.resume) as folder:
+    with runs.open_run(f"{name}-{info.architecture}", args.out, args.resume) as folder:
         _print_settings(args, name, dataloaders, info, model)
         if not args.resume:
             runs.write_config(folder, config)
@@ -164,15 +156,6 @@ def train(
     _train(SimpleNamespace(**locals()))
 
 # %% ../nbs/06_going_modular.ipynb #2a52ad13
-def _plot_predictions(results: list[dict], path: str):
-    "Save the images with their predicted class as the title."
-    from pytorch_course.images import open_image
-    from pytorch_course.plots import plot_images
-    best = [result["predictions"][0] for result in results]
-    titles = [f"{p['class']} ({p['probability']:.1%})" for p in best]
-    images = [open_image(result["path"]) for result in results]
-    plot_images(images, titles, size=2).savefig(path, dpi=150)
-
 def predict(
     model: str,  # model.pt as saved by train, or the run's folder
     images: list[str],  # image files of any size and kind
@@ -182,17 +165,16 @@ def predict(
     device: str = "cpu",  # cpu, cuda, mps ...; the CPU is fastest for a few images
 ):
     "Classify images with a trained model. Needs nothing but the model file and the images."
-    from pytorch_course.save_load import load_model, predict_images
-    from pytorch_course.tensors import pick_device
-    network, info = load_model(model, pick_device(device))
-    paths: list[str | Path] = [*images]
-    results = predict_images(network, info, paths, topk)
+    from pytorch_course import images as files, plots, save_load, tensors
+    network, info = save_load.load_model(model, tensors.pick_device(device))
+    results = save_load.predict_images(network, info, [*images], topk)
+    said = [[f"{p['class']} {p['probability']:.1%}" for p in r["predictions"]] for r in results]
     if plot:
-        _plot_predictions(results, plot)
+        pixels, titles = [files.open_image(path) for path in images], [best[0] for best in said]
+        plots.plot_images(pixels, titles, size=2).savefig(plot, dpi=150)
     if json: return print(json_module.dumps(results, indent=2))
-    for result in results:
-        best = (f"{p['class']} {p['probability']:.1%}" for p in result["predictions"])
-        print(result["path"], *best, sep="  ")
+    for path, best in zip(images, said):
+        print(path, *best, sep="  ")
 
 # %% ../nbs/06_going_modular.ipynb #b14b46f8
 def evaluate(
@@ -213,12 +195,10 @@ def evaluate(
     best_device, path = tensors.pick_device(device), Path(model)
     file = Path(plot or (path if path.is_dir() else path.parent)/"confusion_matrix.png")
     network, info = save_load.load_model(path, best_device)
-    if not file.parent.is_dir(): raise ValueError(f"no folder {file.parent} for --plot {file}")
     place = test_dir or folders.find_splits(datasets.get_data(data or "digits", root))[1]
     dataset = folders.ImageFolder(place, info.transform)
     if dataset.classes != info.class_names:
-        known = f"the model was trained on {info.class_names}"
-        raise ValueError(f"{place} has the classes {dataset.classes}, but {known}")
+        raise ValueError(f"{place} has the classes {dataset.classes}, not {info.class_names}")
     dataloader = DataLoader(dataset, 64, num_workers=num_workers)
     result = evaluation.evaluate_model(network, dataloader, info.class_names, best_device)
     evaluation.plot_confusion_matrix(result.matrix, info.class_names).savefig(file, dpi=150)
@@ -248,9 +228,8 @@ def main(
 ) -> int:  # 0 done, 1 the doctor found something, 2 bad input, 130 interrupted, 143 by SIGTERM
     "The `pytorch-course` command."
     commands = [get_data, train, predict, evaluate, scaffold, doctor]
-    about = "Train image classifiers and use them."
     aliases = {"learning_rate": "lr", "epochs": "num_epochs"}
+    about = "Train image classifiers and use them."
     parser = make_parser(commands, "pytorch-course", about, aliases)
-    version = f"pytorch_course {__version__}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=f"pytorch_course {__version__}")
     return run_command(parser, argv)

@@ -18,9 +18,9 @@ from . import __version__
 _NAMES = {"data": "data_setup", "model": "model_builder", "training": "engine"}  # other modules keep theirs
 _IMPORT = re.compile(r"^( *)from (?:\.|pytorch_course\.)(\w+) import", re.MULTILINE)
 
-def _read(module: str) -> str:
-    "The text of a module of this package; nothing is imported."
-    return files("pytorch_course").joinpath(f"{module}.py").read_text(encoding="utf-8")
+def _read(name: str) -> str:
+    "The text of a file of this package; nothing is imported."
+    return files("pytorch_course").joinpath(name).read_text(encoding="utf-8")
 
 def _as_script(text: str) -> str:
     "A module of this package as a file that stands alone."
@@ -29,25 +29,22 @@ def _as_script(text: str) -> str:
     return _IMPORT.sub(lambda match: f"{match[1]}from {_NAMES.get(match[2], match[2])} import", text)
 
 # %% ../nbs/4_tools/51_scaffold.ipynb #a7cb5ba2
-_WANTED = ["data", "model", "training", "tensors", "save_load", "food_shapes"]
-
 def _modules() -> dict[str, str]:
     "The modules that the programs need, directly or not: file name -> text."
     found: dict[str, str] = {}
-    todo = list(_WANTED)
+    todo = ["data", "model", "training", "tensors", "save_load", "food_shapes"]
     while todo:
         module = todo.pop()
         if module in found: continue
-        found[module] = _read(module)
+        found[module] = _read(f"{module}.py")
         todo += [name for _, name in _IMPORT.findall(found[module])]
     return {f"{_NAMES.get(name, name)}.py": _as_script(text) for name, text in sorted(found.items())}
 
 # %% ../nbs/4_tools/51_scaffold.ipynb #47146596
 def _templates() -> dict[str, str]:
     "The texts that are written by hand: file name -> text."
-    folder = files("pytorch_course").joinpath("templates")
     names = ["README.md", "get_data.py", "train.py", "predict.py", "utils.py"]
-    return {name: folder.joinpath(name).read_text(encoding="utf-8") for name in names}
+    return {name: _read(f"templates/{name}") for name in names}
 
 def _requirements() -> str:
     "What to install for the scripts, with the bounds that this package has."
@@ -76,10 +73,8 @@ def scaffold(
 ) -> list[Path]:  # the files, those to read first at the beginning
     """Write scripts that train and predict with torch, torchvision and tqdm alone, without this package.
 
-    Raises `ValueError` when `directory` is a file or has something in it; then nothing is written.
-    """
-    directory = Path(directory)
-    target = directory.resolve()
+    Raises `ValueError` when `directory` is a file or has something in it; then nothing is written."""
+    target = Path(directory).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{directory} is not an empty folder; choose a new one")
     texts = {**_templates(), "requirements.txt": _requirements(), **_modules()}
@@ -92,4 +87,4 @@ def scaffold(
             with suppress(OSError):
                 folder.rmdir()
         raise
-    return [directory/name for name in texts]
+    return [Path(directory)/name for name in texts]

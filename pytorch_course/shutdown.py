@@ -15,14 +15,12 @@ import threading
 class GracefulShutdown:
     """Inside the block, Ctrl-C and SIGTERM are only noted in `signal`; a second one takes effect at once.
 
-    Does nothing outside the main thread, where Python does not allow it, and for a signal that is ignored (`nohup`).
-    """
+    Does nothing outside the main thread, where Python does not allow it, and for a signal that is ignored (`nohup`)."""
     def __init__(self):
         self.signal: int | None = None  # the one that was received
         self.handlers = {}
 
     def __enter__(self) -> "GracefulShutdown":
-        self.signal = None
         if threading.current_thread() is not threading.main_thread(): return self
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -38,8 +36,7 @@ class GracefulShutdown:
         if self.signal:
             self.exit("stopped at once")
         self.signal = number
-        # `print` may not be used in a signal handler
-        os.write(2, b"\nfinishing this step and saving; press once more to stop at once\n")
+        os.write(2, b"\nfinishing this step and saving; press once more to stop at once\n")  # no `print` here
 
     def exit(
         self,

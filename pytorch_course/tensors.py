@@ -9,7 +9,6 @@ __all__ = ['TensorDescription', 'describe', 'pick_device', 'seed_everything']
 import random
 from dataclasses import dataclass
 from numbers import Integral
-
 import numpy as np
 import torch
 
@@ -31,28 +30,18 @@ class TensorDescription:
         facts = [f"tensor {self.shape} {str(self.dtype).removeprefix('torch.')} on {self.device}"]
         for name in ("min", "mean", "max"):
             value = getattr(self, name)
-            if isinstance(value, float | complex):
-                value = f"{value:.5g}"
+            digits = ".5g" if isinstance(value, float | complex) else ""
             if value is not None:
-                facts.append(f"{name} {value}")
-        nan, inf = f"{self.num_nan:,} NaN", f"{self.num_inf:,} Inf"
-        marks = {"empty": 0 in self.shape, nan: self.num_nan, inf: self.num_inf}
-        facts += [mark for mark, present in marks.items() if present]
-        return " · ".join([*facts, _readable_size(self.bytes)])
-
-def _readable_size(size: int) -> str:
-    "A number of bytes in the unit that reads best."
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB")  # each is 1024 of the one before
-    power = min(max(size.bit_length() - 1, 0) // 10, len(units) - 1)
-    return f"{size / 1024**power:.4g} {units[power]}"
+                facts.append(f"{name} {value:{digits}}")
+        counts = {"NaN": self.num_nan, "Inf": self.num_inf}
+        facts += [f"{number:,} {what}" for what, number in counts.items() if number]
+        return " · ".join([*facts, f"{self.bytes:,} bytes"])
 
 # %% ../nbs/00_tensors.ipynb #668c6afe
 def describe(
     tensor: torch.Tensor,  # any shape, dtype and device; it is not changed
 ) -> TensorDescription:  # shape, dtype, device, min, mean, max, number of NaN and Inf, bytes
-    """Sum up a tensor in one line; min, mean and max are those of its finite values.
-
-    Raises `TypeError` when `tensor` is not a `torch.Tensor`."""
+    "Sum up a tensor, by its finite values. Raises `TypeError` for what is not a `torch.Tensor`."
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"describe() needs a torch.Tensor, received {type(tensor).__name__}; "
                         "torch.as_tensor(...) makes one from a list or an array")
@@ -97,8 +86,7 @@ def pick_device(
         device = None
     names = {*available, *(name.split(":")[0] for name in available), "cpu:0"}
     if device is None or str(device) not in names:
-        here = ", ".join(available)
-        raise ValueError(f"device {str(prefer)!r} is not available; here there is: {here}")
+        raise ValueError(f"device {str(prefer)!r} is not available, only {', '.join(available)}")
     return device
 
 # %% ../nbs/00_tensors.ipynb #2c6eeef2

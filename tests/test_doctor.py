@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pytorch_course.doctor import Finding, ask_process, diagnose, format_report, judge_facts, print_report
+from pytorch_course.doctor import Finding, diagnose, format_report, print_report
+from pytorch_course.doctor import _ask_process as ask_process, _judge_facts as judge_facts
 
 ALWAYS = {"python", "pytorch_course", "torch", "torchvision", "numpy", "pillow", "torch for torchvision"}
 ALWAYS |= {"shadowed modules", "import torch", "device cpu", "best device", "import torchvision", "workers", "cores"}
@@ -30,13 +31,12 @@ HEALTHY = {
     },
     "shadows": [],
     "gpu": None,
-    "hidden": None,
     "cores": {"usable": 4, "all": 8},
-    "torch": {"works": "built", "best": "cpu", "devices": {"cpu": "computes correctly"}, "threads": 4, "warnings": []},
+    "torch": {"works": "built", "devices": {"cpu": "computes correctly"}, "threads": 4},
     "torchvision": {"works": "with its compiled part"},
     "workers": {"works": "2 gave a batch (start method fork)"},
     "memory": {"free": 16 << 30},
-    "shared memory": {"free": 4 << 30},
+    "shared memory": {"path": "/dev/shm", "free": 4 << 30},
     "current folder": {"path": "/work", "free": 100 << 30},
     "data folder": {"path": "/work/data", "free": 100 << 30},
     "temporary folder": {"path": "/tmp", "free": 100 << 30},
@@ -204,10 +204,8 @@ GPU = {"gpu": "NVIDIA H100"}
     "torch, facts, status, words",
     [
         ({}, {}, "ok", "cpu"),
-        ({}, GPU, "hint", "cannot use it"),
-        ({"warnings": ["CUDA: driver too old (found 11040). Update"]}, GPU, "hint", "driver too old (found 11040)"),
-        ({}, GPU | {"hidden": ""}, "hint", "CUDA_VISIBLE_DEVICES='' hides it"),
-        ({"best": "cuda"}, GPU, "ok", "cuda"),
+        ({}, GPU, "hint", "cannot use the NVIDIA H100"),
+        ({"devices": {"cuda:0": "computes correctly", "cpu": "computes correctly"}}, GPU, "ok", "cuda:0"),
     ],
 )
 def test_gpu_that_torch_does_not_use(torch, facts, status, words):
