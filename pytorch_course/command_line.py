@@ -9,6 +9,7 @@ __all__ = ['PositiveInt', 'NonNegativeInt', 'PositiveFloat', 'Size', 'make_parse
 import argparse
 import inspect
 import math
+import os
 import re
 import sys
 import warnings
@@ -83,7 +84,9 @@ def make_parser(
 
 def _with_underscores(argv: list[str]) -> list[str]:
     "`--batch-size=8` as `--batch_size=8`; values and everything that is no flag stay as they are."
-    return [re.sub(r"(?<=^--)[\w-]+", lambda flag: flag[0].replace("-", "_"), word) for word in argv]
+    end = argv.index("--") if "--" in argv else len(argv)  # behind a bare -- there are only values
+    flags = [re.sub(r"(?<=^--)[\w-]+", lambda flag: flag[0].replace("-", "_"), word) for word in argv[:end]]
+    return flags + argv[end:]
 
 # %% ../nbs/4_tools/49_command_line.ipynb #3947d56c
 def user_message(
@@ -109,7 +112,12 @@ def run_command(
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
-            return run(**given) or 0
+            status = run(**given) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         message = user_message(error)
         expected = type(error).__name__ == "DataLoaderWorkerError" or "not enough memory" in message
