@@ -175,5 +175,5 @@ def check_dataloaders(
         _check_order(train_dataloader, report)
     if _is_indexed(valid_dataloader):
         _check_random(valid_dataloader, report)
-    if _is_indexed(train_dataloader) and _is_indexed(valid_dataloader):
-        _check_overlap(train_dataloader.dataset, valid_dataloader.dataset, report)
+        if _is_indexed(train_dataloader):
+            _check_overlap(train_dataloader.dataset, valid_dataloader.dataset, report)

@@ -66,10 +66,9 @@ def predict(
     dataloader: DataLoader,  # batches `(X, y)`, not shuffled
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
 ) -> tuple[torch.Tensor, torch.Tensor]:  # outputs, for classifiers logits `(N, C)`, and `y (N,)`; on the CPU
-    "Row i of both belongs to sample i. Raises `ValueError` for a loader that is shuffled, drops samples, or is empty."
+    "Run a model over a whole data set, in its order. Raises `ValueError` for a shuffled, incomplete or empty loader."
     _check_complete_and_in_order(dataloader)
     targets = []
-
     def inputs():
         for X, y in dataloader:
             targets.append(y.cpu())
@@ -85,7 +84,7 @@ def plot_confusion_matrix(
     *,
     normalize: bool = False,  # write percent of each true class instead of counts
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    "The color is the share of the true class; for up to about 30 classes. Raises `ValueError` for other than C names."
+    "Draw counts, colored by the share of the true class; good for 30 classes. Raises `ValueError` for a wrong shape."
     n, matrix = len(class_names), matrix.cpu()
     if matrix.shape != (n, n):
         raise ValueError(f"a matrix of shape {tuple(matrix.shape)} does not fit {n} class names")
@@ -131,7 +130,8 @@ def plot_confident_mistakes(
     for i in order[predicted[order] != y[order]][:n].tolist():
         item = dataset[i]
         image, label = item if isinstance(item, tuple | list) else (item, y[i])
-        if label != y[i]: raise ValueError(f"sample {i} is of class {label}, not {y[i]}; were the predictions shuffled?")
+        if label != y[i]:
+            raise ValueError(f"sample {i} is of class {label}, not {y[i]}; were the predictions shuffled?")
         images.append(undo(image.cpu()) if undo and torch.is_tensor(image) else image)
         titles.append(f"{class_names[predicted[i]]} {confidence[i]:.0%} ({class_names[y[i]]})")
     if not images:
@@ -169,7 +169,7 @@ def evaluate_model(
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
     loss_fn: Callable | None = None,  # `loss_fn(logits, y)`, a mean over samples; `None`: no loss
 ) -> EvaluationResult:  # over all samples, whatever the batch size
-    "Raises `ValueError` for what `predict` refuses, and when the model gives NaN or not one score per class name."
+    "Measure a classifier. Raises `ValueError` for what `predict` refuses, for NaN, and for other than C outputs."
     logits, y = predict(model, dataloader, device)
     received = f"the model gives outputs of shape {tuple(logits.shape)}"
     if logits.ndim != 2 or logits.shape[1] != len(class_names):

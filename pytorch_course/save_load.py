@@ -74,9 +74,9 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
     if size**2 * largest > 2**27: return model  # to try it would take too much memory
     with torch.inference_mode():
         shape = tuple(model(torch.zeros(1, info.transform.channels, size, size)).shape)
-    num_classes = len(info.class_names)
-    if shape == (1, num_classes): return model
-    raise ModelFileError(f"the model gives {shape} for one image, but there are {num_classes} {names}")
+    if shape == (1, len(info.class_names)): return model
+    there_are = f"there are {len(info.class_names)} {names}"
+    raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
 
 # %% ../nbs/05_save_load.ipynb #1ef8d442
 def load_model(
@@ -130,12 +130,8 @@ def predict_images(
     """
     if topk < 1: raise ValueError(f"topk must be at least 1, not {topk}")
     if not paths: return []
-
-    def load_batch(start):
-        batch = paths[start:start + batch_size]
-        return torch.stack([info.transform(open_image(path)) for path in batch])
-
-    batches = map(load_batch, range(0, len(paths), batch_size))
+    parts = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
+    batches = (torch.stack([info.transform(open_image(path)) for path in part]) for part in parts)
     probabilities = predict_batches(model, batches).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise ValueError("the model gives NaN instead of probabilities; did its training diverge?")

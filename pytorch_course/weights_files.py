@@ -66,7 +66,7 @@ def to_plain_values(
     if isinstance(value, Mapping):
         keys = [to_plain_values(key, f"a key of {name}") for key in value]
         items = [to_plain_values(item, f"{name}[{key!r}]") for key, item in value.items()]
-        kind = type(value) if type(value) in (Counter, OrderedDict) else dict
+        kind = next((kind for kind in (Counter, OrderedDict) if isinstance(value, kind)), dict)
         return kind(dict(zip(keys, items)))
     allowed = "a tensor, a number, a string, a list or a dictionary of these"
     raise ValueError(f"{name} is of type {type(value).__name__}; make it {allowed}")
