@@ -24,6 +24,9 @@ def _named(objects, kind: str) -> dict:
     if objects is None: return {}
     return dict(objects) if isinstance(objects, Mapping) else {kind.removesuffix("s"): objects}
 
+def _with_classes(objects: dict) -> dict:
+    return {name: {"class": type(thing).__name__, "state": thing.state_dict()} for name, thing in objects.items()}
+
 def save_checkpoint(
     path: str | Path,  # file ending in `.pt` or `.pth`; its folder is made if it is missing
     *,
@@ -39,39 +42,31 @@ def save_checkpoint(
     path = Path(path)
     if path.suffix not in (".pt", ".pth"):
         raise ValueError(f"a checkpoint's name must end in .pt or .pth, not {path.name!r}")
-    content = {
+    return write_weights_file(path, {
         "format": CHECKPOINT_FORMAT,
         "version": __version__,
         "torch": torch.__version__,
         "models": {name: model.state_dict() for name, model in _named(models, "models").items()},
+        "optimizers": _with_classes(_named(optimizers, "optimizers")),
+        "stateful": _with_classes(_named(stateful, "stateful")),
         "extra": extra or {},
         "rng_state": get_rng_state(),
-    }
-    for kind, given in (("optimizers", optimizers), ("stateful", stateful)):
-        objects = _named(given, kind).items()
-        content[kind] = {name: {"class": type(thing).__name__, "state": thing.state_dict()} for name, thing in objects}
-    return write_weights_file(path, content)
+    })
 
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #1003f33f
 def _pairs(given, content: dict, kind: str, training: bool) -> list[tuple]:
-    "`(name, object, saved state)` for all that is given. Raises `ModelFileError` when names differ."
+    "`(name, object, saved state)` for all that is given. Raises `ModelFileError` when names or classes differ."
     given, saved = _named(given, kind), content[kind]
     if unknown := sorted(set(given) - set(saved)):
         raise ModelFileError(f"it has no {kind} named {', '.join(unknown)}, only {', '.join(saved) or 'none'}")
     if training and (left := ", ".join(sorted(set(saved) - set(given)))):
         advice = f"to resume training, give all {kind} it was saved with, also {left}"
         raise ModelFileError(f"{advice}; to evaluate, say training=False")
-    return [(name, thing, saved[name]) for name, thing in given.items()]
-
-def _check_class(name: str, thing, saved: dict):
-    "Raises `ModelFileError` when an optimizer or another stateful object is not what was saved."
-    if type(thing).__name__ != saved["class"]:
-        raise ModelFileError(f"{name} was {saved['class']} when it was saved, now it is {type(thing).__name__}")
-    if not isinstance(thing, torch.optim.Optimizer): return
-    there, here = ([len(group["params"]) for group in groups]
-                   for groups in (saved["state"]["param_groups"], thing.param_groups))
-    if there != here:
-        raise ModelFileError(f"{name} had {there} parameters in its groups when it was saved, now {here}")
+    if kind == "models": return [(name, model, saved[name]) for name, model in given.items()]
+    for name, thing in given.items():
+        there, here = saved[name]["class"], type(thing).__name__
+        if there != here: raise ModelFileError(f"{name} was {there} when it was saved, now it is {here}")
+    return [(name, thing, saved[name]["state"]) for name, thing in given.items()]
 
 # %% ../nbs/3_training/37_checkpoint_files.ipynb #4f0e3fb5
 def _fill_all(to_fill: list[tuple], rng_state: dict | None):
@@ -108,16 +103,13 @@ def load_checkpoint(
         if content.get("format") != CHECKPOINT_FORMAT:
             advice = "load_weights in pytorch_course.transfer_weights takes weights from most files"
             raise ModelFileError(f"not a checkpoint of this version of the course; {advice}")
-        to_fill = []
-        known = content["extra"].get("class_names"), class_names
+        to_fill, known = [], (content["extra"].get("class_names"), class_names)
         for name, model, weights in _pairs(models, content, "models", training):
-            report, fitting = match_state_dict(model, weights, str(path), class_names=known)
+            report, fitting = match_state_dict(model, weights, class_names=known)
             if not report.complete: raise ModelFileError(f"{name} does not fit: {report.describe_mismatches()}")
             to_fill.append((name, model, fitting))
-        for kind, given in (("optimizers", optimizers), ("stateful", stateful)):
-            for name, thing, saved in _pairs(given, content, kind, training):
-                _check_class(name, thing, saved)
-                to_fill.append((name, thing, saved["state"]))
+        to_fill += _pairs(optimizers, content, "optimizers", training)
+        to_fill += _pairs(stateful, content, "stateful", training)
         _fill_all(to_fill, content["rng_state"] if training else None)
     for model in _named(models, "models").values():
         model.train(training)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 from .data_checks import CheckReport, TrainingError, check_dataloaders, check_num_classes, shorten_list
 from .seeds import preserve_rng_state
 from .trainer import Callback, Trainer
@@ -39,9 +40,7 @@ def check_eval_mode(
     kinds = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
     names = [f"{name or 'model'} ({type(module).__name__})" for name, module in model.named_modules()
              if module.training and isinstance(module, kinds) and getattr(module, "p", 1) > 0]
-    if names:
-        CheckReport(ignore).warn("train_mode", f"{shorten_list(names)} in training mode during evaluation; expected "
-                                 "evaluation mode: model.eval(), or `with evaluation_mode(model):`")
+    CheckReport(ignore).warn("train_mode", names, f"{shorten_list(names)} in training mode during evaluation")
 
 # %% ../nbs/3_training/33_checks.ipynb #a6abd514
 def _try_forward(model: nn.Module, X) -> Any:
@@ -58,52 +57,57 @@ def check_batch(
     "Call once, before the first step. Raises `TrainingError` for unequal lengths and a type that the model refuses."
     report = CheckReport(ignore)
     if not (torch.is_tensor(X) and torch.is_tensor(y)): return
-    if X.ndim and y.ndim and len(X) != len(y):
-        report.error("lengths", f"a batch of {len(X)} inputs came with {len(y)} labels; expected one label for every "
-                     "input: look at the data set's __getitem__ and at collate_fn")
+    if X.ndim and y.ndim:
+        report.error("lengths", len(X) != len(y), f"a batch of {len(X)} inputs came with {len(y)} labels")
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), X.dtype)
     is_float = X.is_floating_point()
     takes_integers = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
     fits = torch.float64 not in (X.dtype, wanted) if is_float else takes_integers  # half precision: autocast's affair
-    if X.dtype == wanted or fits or X.is_complex() or _try_forward(model, X) is not None: return
-    advice = f"X = X.to({wanted})" if is_float else "X = X.float(), for images X.float() / 255"
-    report.error("float64" if is_float else "integer_input",
-                 f"the input is {X.dtype}, the model's weights are {wanted}; expected the same type: {advice}")
+    if X.dtype == wanted or fits or X.is_complex(): return
+    report.error("float64" if is_float else "integer_input", _try_forward(model, X) is None,
+                 f"the input is {X.dtype}, the model's weights are {wanted}")
 
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
-def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, is_nll: bool, ignore_index: int, report: CheckReport):
+def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: CheckReport):
     shape, expected = tuple(outputs.shape), (outputs.shape[0], *outputs.shape[2:])
-    if outputs.ndim < 2 or shape[1] == 1:
-        return report.error("one_output", f"outputs of shape {shape}: CrossEntropyLoss over one output is always 0: "
-                            "softmax of a single logit is 1; expected one output per class, or BCEWithLogitsLoss")
-    values = outputs.detach().float()
+    if outputs.ndim < 2 or shape[1] == 1: return report.error("one_output", True, f"outputs of shape {shape}")
+    is_nll, values = isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss, outputs.detach().float()
     sums_to_one = ((values.exp() if is_nll else values).sum(dim=1) - 1).abs().max() < 1e-3
-    if is_nll and not sums_to_one:
-        report.warn("log_softmax", "NLLLoss expects log-probabilities, and the outputs are none; end the model with "
-                    "nn.LogSoftmax(dim=1), or use CrossEntropyLoss, which contains it")
-    elif not is_nll and sums_to_one and values.min() >= 0:
-        report.warn("softmax", "the outputs lie in 0..1 and sum to 1, so there is a softmax in the model, and "
-                    "CrossEntropyLoss contains another; expected logits: leave out the model's softmax")
+    report.warn("log_softmax", is_nll and not sums_to_one, "the outputs for NLLLoss are no log-probabilities")
+    report.warn("softmax", not is_nll and sums_to_one and values.min() >= 0, "the outputs lie in 0..1 and sum to 1")
     if y.shape == shape and y.is_floating_point() and not is_nll: return  # probabilities are fine
     swap = "transpose(1, 2)" if len(shape) == 3 else "movedim(-1, 1)"
     advice = {
         shape: "class indices, and these look one-hot: y = y.argmax(dim=1)",
         (shape[0], 1): f"shape {expected}: y = y.squeeze(1)",
         shape[:-1]: f"the classes in dimension 1: logits.{swap}, or logits.flatten(0, -2) and y.flatten()",
-    }.get(tuple(y.shape), f"shape {expected}: one class index for each prediction")
+    }.get(tuple(y.shape))
     received = f"labels of shape {tuple(y.shape)} and type {y.dtype} for outputs of shape {shape}"
-    if y.shape != expected:
-        return report.error("label_shape", f"{received}; expected {advice}")
-    if y.dtype not in (torch.int64, torch.uint8):
-        return report.error("label_dtype", f"{received}; expected class indices as int64: y = y.long()")
-    y = y[y != ignore_index]
-    if len(y) and (y.min() < 0 or y.max() >= shape[1]):
-        report.error("label_range", f"class indices from {y.min()} to {y.max()} for a model with {shape[1]} outputs; "
-                     f"expected 0 to {shape[1] - 1}: build the model with more outputs, or number the classes from 0")
+    report.error("label_shape", y.shape != expected, received, advice)
+    report.error("label_dtype", y.dtype not in (torch.int64, torch.uint8), received)
+    y = y[y != getattr(loss_fn, "ignore_index", -100)]
+    if not len(y): return
+    report.error("label_range", y.min() < 0 or y.max() >= shape[1],
+                 f"class indices from {y.min()} to {y.max()} for a model with {shape[1]} outputs")
 
 # %% ../nbs/3_training/33_checks.ipynb #d576f429
 _BINARY = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, nn.BCELoss, F.binary_cross_entropy)
 _REGRESSION = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, F.l1_loss, F.mse_loss, F.smooth_l1_loss)
+
+def _check_number_loss(outputs: torch.Tensor, y: torch.Tensor, kind, report: CheckReport):
+    shape, target_shape = tuple(outputs.shape), tuple(y.shape)
+    advice = {(*target_shape, 1): "y = y.unsqueeze(-1)", target_shape[:-1]: "y = y.squeeze(-1)"}.get(shape)
+    report.error("target_shape", shape != target_shape, f"outputs of shape {shape}, targets {target_shape}", advice)
+    mixed = y.is_floating_point() and outputs.dtype != y.dtype and torch.float64 in (outputs.dtype, y.dtype)
+    report.error("target_dtype", mixed or (kind in _BINARY and not y.is_floating_point()),
+                 f"targets of type {y.dtype} for outputs of type {outputs.dtype}")
+    low, high = y.min().item(), y.max().item()
+    report.error("target_range", kind in _BINARY and (low < 0 or high > 1), f"targets from {low:g} to {high:g}")
+    node = outputs.grad_fn  # the operation that made the outputs
+    while node is not None and node.name().startswith(("Squeeze", "Unsqueeze", "View", "Reshape", "Select", "Unsafe")):
+        node = node.next_functions[0][0]
+    ends_with_sigmoid = node is not None and node.name().startswith("Sigmoid")
+    report.warn("softmax", kind in _BINARY[:2] and ends_with_sigmoid, "the model ends with a sigmoid")
 
 def check_outputs(
     outputs: torch.Tensor,  # of the model, `(N, ...)`
@@ -112,33 +116,12 @@ def check_outputs(
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
 ):
     "Call once, with the first outputs. Raises `TrainingError` when they, labels and loss do not fit. Waits for a GPU."
-    report = CheckReport(ignore)
-    kind = type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
+    report, kind = CheckReport(ignore), type(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
     if not (torch.is_tensor(outputs) and torch.is_tensor(y) and outputs.numel() and y.ndim): return
     if is_class_loss(loss_fn):
-        is_nll, ignore_index = kind in (nn.NLLLoss, F.nll_loss), getattr(loss_fn, "ignore_index", -100)
-        return _check_class_loss(outputs, y, is_nll, ignore_index, report)
-    if kind not in (*_BINARY, *_REGRESSION): return
-    shape, target_shape = tuple(outputs.shape), tuple(y.shape)
-    if shape != target_shape:
-        advice = "one target for each output" if y.is_floating_point() else "for class indices use CrossEntropyLoss"
-        if shape == (*target_shape, 1) or (*shape, 1) == target_shape:
-            advice = "y = y.unsqueeze(-1)" if len(shape) > len(target_shape) else "y = y.squeeze(-1)"
-        report.error("target_shape", f"outputs of shape {shape} and targets of shape {target_shape}; expected the same "
-                     f"shape, or every output is compared with targets of other samples: {advice}")
-    mixed = y.is_floating_point() and outputs.dtype != y.dtype and torch.float64 in (outputs.dtype, y.dtype)
-    if mixed or (kind in _BINARY and not y.is_floating_point()):
-        report.error("target_dtype", f"targets of type {y.dtype} for outputs of type {outputs.dtype}; expected floats "
-                     f"of the same type: y = y.to({outputs.dtype})")
-    if kind in _BINARY and (y.min() < 0 or y.max() > 1):
-        report.error("target_range", f"targets from {y.min().item():g} to {y.max().item():g}; expected 0 (no) to 1 "
-                     "(yes); for several classes use CrossEntropyLoss and one output per class")
-    node = outputs.grad_fn  # the operation that made the outputs
-    while node is not None and node.name().startswith(("Squeeze", "Unsqueeze", "View", "Reshape", "Select", "Unsafe")):
-        node = node.next_functions[0][0]
-    if kind in _BINARY[:2] and node is not None and node.name().startswith("Sigmoid"):
-        report.warn("softmax", "the model ends with a sigmoid, and BCEWithLogitsLoss contains another; expected "
-                    "logits: leave out the model's sigmoid, or use BCELoss")
+        _check_class_loss(outputs, y, loss_fn, report)
+    elif kind in (*_BINARY, *_REGRESSION):
+        _check_number_loss(outputs, y, kind, report)
 
 # %% ../nbs/3_training/33_checks.ipynb #749a1d0b
 def check_gradients(
@@ -147,10 +130,9 @@ def check_gradients(
 ):
     "Call once, after the first backward pass: warns when no weight has a gradient other than zero. Waits for a GPU."
     gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
-    if any((g.coalesce().values() if g.is_sparse else g).any() for g in gradients): return  # as a rule, the first one
+    moves = any((g.coalesce().values() if g.is_sparse else g).any() for g in gradients)  # as a rule, the first one does
     received = "all gradients are exactly 0" if gradients else "no parameter has a gradient after backward()"
-    CheckReport(ignore).warn("no_gradient", f"{received}, so nothing is learned; expected a loss that depends on the "
-                             "weights: look for detach, .data, no_grad, argmax or frozen layers before the loss")
+    CheckReport(ignore).warn("no_gradient", not moves, received)
 
 def check_optimizer(
     model: nn.Module,  # what is to be trained
@@ -162,18 +144,13 @@ def check_optimizer(
     held = {p for each in optimizers for group in each.param_groups for p in group["params"]}
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing = [name for name, p in trainable.items() if p not in held]
-    if not missing: return
     report = CheckReport(ignore).error if len(missing) == len(trainable) else CheckReport(ignore).warn
-    report("not_optimized", f"{len(missing)} of {len(trainable)} trainable parameters are in no optimizer "
-           f"({shorten_list(missing)}); expected all of them: make the optimizer after the model, again for every new "
-           "model, or freeze parameters that should not be trained, by requires_grad_(False)")
+    report("not_optimized", missing,
+           f"{len(missing)} of {len(trainable)} trainable parameters are in no optimizer ({shorten_list(missing)})")
 
 # %% ../nbs/3_training/33_checks.ipynb #0f0d2361
-def _has_non_finite(value) -> bool:
-    "Is there a NaN or an infinity in a tensor, or in the tensors of a tuple, list or dictionary?"
-    if torch.is_tensor(value): return not bool(value.isfinite().all())
-    value = list(value.values()) if isinstance(value, dict) else value
-    return isinstance(value, (tuple, list)) and any(_has_non_finite(part) for part in value)
+def _has_non_finite(values) -> bool:
+    return any(torch.is_tensor(value) and not value.isfinite().all() for value in tree_leaves(values))
 
 def find_non_finite(
     model: nn.Module,  # tried in evaluation mode, and left as it was
@@ -212,8 +189,8 @@ def check_finite(
     place = find_non_finite(model, X)
     advice = {None: "no layer that was found: look at the loss itself", "input": "the input: clean the data"}
     where = advice.get(place, f"layer {place}: lower the learning rate, or clip the gradients, or look for a log of 0")
-    report.error("non_finite", f"the loss is {values[bad[0]]} at step {first_step + bad[0]}; expected finite numbers. "
-                 f"The first NaN or infinite numbers are in {where}")
+    report.error("non_finite", True, f"the loss is {values[bad[0]]} at step {first_step + bad[0]}",
+                 f"finite numbers. The first NaN or infinite numbers are in {where}")
 
 def check_constant_loss(
     losses: Sequence[torch.Tensor | float],  # one loss per step, of an epoch for example
@@ -222,8 +199,7 @@ def check_constant_loss(
     "Call after an epoch: warns when at least ten losses are all the same. Waits for a GPU once."
     values = _to_cpu(losses)
     if len(values) < 10 or values.min() != values.max(): return
-    CheckReport(ignore).warn("constant_loss", f"the loss was {values[0]:g} at each of {len(values)} steps; expected a "
-                             "different one for every batch: see whether the loss depends on the input")
+    CheckReport(ignore).warn("constant_loss", True, f"the loss was {values[0]:g} at each of {len(values)} steps")
 
 # %% ../nbs/3_training/33_checks.ipynb #05268579
 class Checks(Callback):
@@ -250,9 +226,8 @@ class Checks(Callback):
 
         def checked_step(batch):
             result = self._first_step(trainer, step, batch) if self.is_first_batch else step(batch)
-            loss = result[0].item() if on_cpu else result[0].detach()
-            self.losses.append(loss)
-            if (on_cpu or len(self.losses) % 50 == 0) and not math.isfinite(loss):
+            self.losses.append(result[0].item() if on_cpu else result[0].detach())
+            if (on_cpu or len(self.losses) % 50 == 0) and not math.isfinite(self.losses[-1]):
                 self._check_losses(trainer, trainer.steps + 1)
             return result
 
@@ -286,6 +261,5 @@ class Checks(Callback):
             check_gradients(trainer.model, self.ignore)
 
     def after_epoch(self, trainer):
-        if trainer.device.type != "cpu":
-            self._check_losses(trainer, trainer.steps)
+        self._check_losses(trainer, trainer.steps)
         check_constant_loss(self.losses, self.ignore)

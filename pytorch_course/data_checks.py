@@ -7,23 +7,42 @@ __all__ = ['CHECKS', 'TrainingError', 'TrainingWarning', 'CheckReport', 'shorten
 
 # %% ../nbs/3_training/32_data_checks.ipynb #3dc111bb
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 from typing import TypeGuard
 import torch
-from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 from .data import find_attributes
 from .seeds import preserve_rng_state
 
 # %% ../nbs/3_training/32_data_checks.ipynb #3099d3f2
-CHECKS = (
-    "unshuffled", "random_validation", "overlap", "head", "train_mode", "lengths", "float64", "integer_input",
-    "one_output", "label_shape", "label_dtype", "label_range", "softmax", "log_softmax", "target_shape",
-    "target_dtype", "target_range", "no_gradient", "not_optimized", "constant_loss", "non_finite",
-)
+CHECKS = {
+    "unshuffled": "a mixture of classes in every batch: DataLoader(..., shuffle=True)",
+    "random_validation": "the same data each time: give the validation data a transform of their own",
+    "overlap": "samples the model has never seen: split the data first, for example by split_dataset",
+    "head": "as many outputs as classes: build the model with output_shape=len(class_names)",
+    "train_mode": "evaluation mode: model.eval(), or `with evaluation_mode(model):`",
+    "lengths": "one label for every input: look at the data set's __getitem__ and at collate_fn",
+    "float64": "the same type: X = X.to(next(model.parameters()).dtype)",
+    "integer_input": "the same type: X = X.float(), for images X.float() / 255",
+    "one_output": "one output per class, or BCEWithLogitsLoss; the softmax of one logit is always 1, the loss always 0",
+    "label_shape": "one class index for each prediction",
+    "label_dtype": "class indices as int64: y = y.long()",
+    "label_range": "class indices from 0 to outputs - 1: build the model with more outputs, or number them from 0",
+    "softmax": "logits: leave out the softmax or sigmoid of the model, for the loss contains another",
+    "log_softmax": "log-probabilities: end the model with nn.LogSoftmax(dim=1), or use CrossEntropyLoss instead",
+    "target_shape": "the same shape, or every output is compared with targets of other samples",
+    "target_dtype": "floats of the same type: y = y.to(outputs.dtype)",
+    "target_range": "0 (no) to 1 (yes); for several classes use CrossEntropyLoss and one output per class",
+    "no_gradient": "a loss that depends on the weights: look for detach, .data, no_grad, argmax or frozen layers",
+    "not_optimized": "all of them: make the optimizer after the model, or freeze some by requires_grad_(False)",
+    "constant_loss": "a different one for every batch: see whether the loss depends on the input",
+    "non_finite": "finite numbers",
+}
 
 class TrainingError(ValueError):
     "Something that cannot be trained as it is; the message says why and what to do."
@@ -39,18 +58,21 @@ class CheckReport:
         if unknown := sorted(self.ignore - set(CHECKS)):
             raise ValueError(f"ignore: unknown {', '.join(unknown)}; the checks are {', '.join(CHECKS)}")
 
-    def error(self, name: str, message: str):
-        "Raise `TrainingError`."
-        if name in self.ignore: return
-        raise TrainingError(f'{message}. To accept it: ignore=("{name}",)')
+    def error(self, name: str, is_wrong, received: str, expected: str | None = None):
+        "Raise `TrainingError` if something is wrong; what was expected is said in `CHECKS`."
+        if is_wrong and name not in self.ignore:
+            raise TrainingError(f'{received}; expected {expected or CHECKS[name]}. To accept it: ignore=("{name}",)')
 
-    def warn(self, name: str, message: str):
-        "Give a `TrainingWarning` that points at the user's line."
-        if name in self.ignore: return
+    def warn(self, *arguments):
+        "Give a `TrainingWarning` instead, which points at the user's line."
+        try:
+            return self.error(*arguments)
+        except TrainingError as error:
+            message = str(error)
         frame, level = sys._getframe(), 1
         while frame.f_back and frame.f_globals["__name__"].startswith(("pytorch_course.", "torch.", "contextlib")):
             frame, level = frame.f_back, level + 1
-        warnings.warn(f'{message}. To accept it: ignore=("{name}",)', TrainingWarning, stacklevel=level)
+        warnings.warn(message, TrainingWarning, stacklevel=level)
 
 def shorten_list(names: list[str], at_most: int = 3) -> str:
     "The first names, and how many more there are."
@@ -79,33 +101,20 @@ def _known_targets(dataset) -> list | None:
 
 def _check_order(dataloader: DataLoader, report: CheckReport):
     sampler = getattr(dataloader.batch_sampler, "sampler", dataloader.sampler)
-    if type(sampler) is not SequentialSampler: return
-    targets = _per_sample(dataloader.dataset, _known_targets)
+    targets = _per_sample(dataloader.dataset, _known_targets) if type(sampler) is SequentialSampler else None
     batch_size = getattr(dataloader.batch_sampler, "batch_size", None) or 1
     if targets is None or len(targets) <= batch_size: return  # all in one batch: then the order does not matter
     num_runs, num_classes = 1 + sum(a != b for a, b in pairwise(targets)), len(set(targets))
-    if num_runs == num_classes > 1 and len(targets) >= 2 * num_classes:
-        report.warn("unshuffled", f"the {len(targets)} training samples come in the order of their {num_classes} "
-                    "classes; expected a mixture in every batch: DataLoader(..., shuffle=True)")
+    report.warn("unshuffled", num_runs == num_classes > 1 and len(targets) >= 2 * num_classes,
+                f"the {len(targets)} training samples come in the order of their {num_classes} classes")
 
 # %% ../nbs/3_training/32_data_checks.ipynb #47d4eae7
-def _random_transforms(transform) -> Iterator[str]:
-    "Names of torchvision's random transforms in a transform."
-    kind = type(transform)
-    names = "Rand", "ColorJitter", "AutoAugment", "TrivialAugment", "AugMix", "GaussianNoise", "ScaleJitter", "Elastic"
-    if kind.__module__.startswith("torchvision.transforms") and kind.__name__.startswith(names):
-        yield kind.__name__
-    children = transform.children() if isinstance(transform, nn.Module) else ()
-    for step in getattr(transform, "transforms", None) or children:
-        yield from _random_transforms(step)
+_RANDOM = r"\b(?:Rand|ColorJitter|AutoAugment|TrivialAugment|AugMix|GaussianNoise|ScaleJitter|Elastic)\w*(?=\()"
 
-def _comparable(sample):
-    "What can be compared of a sample: tensors, arrays, images, numbers and strings by value; other objects are `None`."
-    if isinstance(sample, dict): return {name: _comparable(part) for name, part in sample.items()}
-    if isinstance(sample, (tuple, list)): return [_comparable(part) for part in sample]
-    if torch.is_tensor(sample): return sample.shape, sample.double().numpy().tobytes()
-    if hasattr(sample, "tobytes"): return sample.tobytes()
-    return repr(sample) if isinstance(sample, (int, float, str)) else None
+def _comparable(sample) -> list:
+    "Tensors, arrays, images, numbers and strings in a sample, by value; other objects are all the same."
+    leaves = [leaf.double().numpy() if torch.is_tensor(leaf) else leaf for leaf in tree_leaves(sample)]
+    return [repr(leaf) if isinstance(leaf, (int, float, str)) else getattr(leaf, "tobytes", bytes)() for leaf in leaves]
 
 def _is_random(dataset) -> bool:
     "Do the first samples differ from one read to the next?"
@@ -116,15 +125,11 @@ def _is_random(dataset) -> bool:
             return False
 
 def _check_random(dataloader: DataLoader, report: CheckReport):
-    evidence, transforms = "", find_attributes(dataloader.dataset, "transform")
-    names = [name for transform in transforms for name in _random_transforms(transform)]
-    if names:
-        evidence = f"their transform contains {shorten_list(names)}"
-    elif dataloader.num_workers == 0 and _is_random(dataloader.dataset):  # with workers, only workers should open files
-        evidence = "the same sample was read twice and differed"
-    if evidence:
-        report.warn("random_validation", f"the validation data are random: {evidence}; expected the same data each "
-                    "time: give the validation data a transform of their own")
+    names = re.findall(_RANDOM, repr([*find_attributes(dataloader.dataset, "transform")]))
+    may_read = dataloader.num_workers == 0  # with workers, only workers should open files
+    evidence = f"their transform contains {shorten_list(names)}" if names else "a sample was read twice and differed"
+    report.warn("random_validation", names or (may_read and _is_random(dataloader.dataset)),
+                f"the validation data are random: {evidence}")
 
 # %% ../nbs/3_training/32_data_checks.ipynb #570c3014
 def _sample_ids(dataset) -> list:
@@ -139,9 +144,7 @@ def _sample_ids(dataset) -> list:
 def _check_overlap(train_dataset, valid_dataset, report: CheckReport):
     known = set(_per_sample(train_dataset, _sample_ids) or ())
     both = sum(sample_id in known for sample_id in _per_sample(valid_dataset, _sample_ids) or ())
-    if both:
-        report.warn("overlap", f"{both} of {len(valid_dataset)} validation samples are training samples, too; expected "
-                    "samples the model has never seen: split the data first, for example by split_dataset")
+    report.warn("overlap", both, f"{both} of {len(valid_dataset)} validation samples are training samples, too")
 
 # %% ../nbs/3_training/32_data_checks.ipynb #6a790a27
 def check_num_classes(
@@ -151,12 +154,10 @@ def check_num_classes(
 ):
     "Call once, after the first forward pass: warns when the model has more or fewer outputs than there are classes."
     classes = next(iter(find_attributes(dataset, "classes")), None)
-    if not torch.is_tensor(outputs) or outputs.ndim < 2 or outputs.shape[1] == 1: return
-    if isinstance(classes, Collection) and outputs.shape[1] != len(classes):
-        names = shorten_list([str(name) for name in classes])
-        received = f"the model has {outputs.shape[1]} outputs, the data set {len(classes)} classes ({names})"
-        advice = f"expected as many outputs as classes: build the model with output_shape={len(classes)}"
-        CheckReport(ignore).warn("head", f"{received}; {advice}")
+    if not torch.is_tensor(outputs) or outputs.ndim < 2 or not isinstance(classes, Collection): return
+    num_outputs, names = outputs.shape[1], shorten_list([str(name) for name in classes])
+    CheckReport(ignore).warn("head", num_outputs not in (1, len(classes)),
+                             f"the model has {num_outputs} outputs, the data set {len(classes)} classes ({names})")
 
 # %% ../nbs/3_training/32_data_checks.ipynb #2ac5fff1
 def _is_indexed(dataloader) -> TypeGuard[DataLoader]:
@@ -174,5 +175,5 @@ def check_dataloaders(
         _check_order(train_dataloader, report)
     if _is_indexed(valid_dataloader):
         _check_random(valid_dataloader, report)
-    if _is_indexed(train_dataloader) and _is_indexed(valid_dataloader):
-        _check_overlap(train_dataloader.dataset, valid_dataloader.dataset, report)
+        if _is_indexed(train_dataloader):
+            _check_overlap(train_dataloader.dataset, valid_dataloader.dataset, report)

@@ -27,7 +27,7 @@ def confusion_matrix(
     "Count with scikit-learn. Raises `ValueError` for shapes that are not both `(N,)` and for other values than 0..C-1."
     from sklearn import metrics  # here, since it takes a second to import
     for name, values in (("y", y), ("predicted", predicted)):
-        if values.ndim != 1 or values.is_floating_point() or values.is_complex():
+        if values.ndim != 1 or values.is_floating_point():
             received = f"{values.dtype} of shape {tuple(values.shape)}; logits.argmax(dim=1) makes them from scores"
             raise ValueError(f"{name} must be class indices of shape (N,), not {received}")
         if len(values) and not 0 <= values.min() <= values.max() < num_classes:
@@ -66,13 +66,9 @@ def predict(
     dataloader: DataLoader,  # batches `(X, y)`, not shuffled
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
 ) -> tuple[torch.Tensor, torch.Tensor]:  # outputs, for classifiers logits `(N, C)`, and `y (N,)`; on the CPU
-    """Run a model over a whole data set: row i of both results belongs to sample i.
-
-    Raises `ValueError` for a loader that is shuffled, drops its last batch, or gives no batch at all.
-    """
+    "Run a model over a whole data set, in its order. Raises `ValueError` for a shuffled, incomplete or empty loader."
     _check_complete_and_in_order(dataloader)
     targets = []
-
     def inputs():
         for X, y in dataloader:
             targets.append(y.cpu())
@@ -88,27 +84,23 @@ def plot_confusion_matrix(
     *,
     normalize: bool = False,  # write percent of each true class instead of counts
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    """Draw a confusion matrix; the color is the share of the true class. Meant for up to about 30 classes.
-
-    Raises `ValueError` when there are not C names.
-    """
-    n, matrix = len(class_names), torch.as_tensor(matrix).cpu()
-    if not n or tuple(matrix.shape) != (n, n):
+    "Draw counts, colored by the share of the true class; good for 30 classes. Raises `ValueError` for a wrong shape."
+    n, matrix = len(class_names), matrix.cpu()
+    if matrix.shape != (n, n):
         raise ValueError(f"a matrix of shape {tuple(matrix.shape)} does not fit {n} class names")
     names = [name if len(name) <= 20 else name[:19] + "…" for name in map(str, class_names)]
     share = matrix.double() / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     numbers = (share * 100).round().long() if normalize else matrix.long()
     inches = 2.5 + 0.3 * n
-    figure, axes = subplots(figsize=(inches, inches))
-    ax = axes[0, 0]
+    figure, [[ax]] = subplots(figsize=(inches, inches))
     ax.imshow((share**0.5).numpy(), cmap="Blues", vmin=0, vmax=1)
     for i, j in matrix.nonzero().tolist():
         color = "white" if share[i, j] > 0.4 else "black"
         ax.text(j, i, str(numbers[i, j].item()), ha="center", va="center", fontsize=7, color=color)
     ax.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=9, parse_math=False)
     ax.set_yticks(range(n), names, fontsize=9, parse_math=False)
-    ax.set(xlabel="predicted class", ylabel="true class")
-    ax.set_title("Percent of each true class" if normalize else "Number of samples", fontsize=10)
+    title = "Percent of each true class" if normalize else "Number of samples"
+    ax.set(xlabel="predicted class", ylabel="true class", title=title)
     return figure
 
 # %% ../nbs/3_training/42_evaluation.ipynb #d42eb66a
@@ -125,7 +117,7 @@ def plot_confident_mistakes(
     Raises `ValueError` for rows that do not add up to 1, and when images, predictions and labels do not match.
     """
     if n < 1: raise ValueError(f"n must be at least 1, not {n}")
-    probabilities, y = probabilities.detach().cpu(), torch.as_tensor(y).cpu()
+    probabilities, y = probabilities.detach().cpu(), y.cpu()
     if probabilities.shape != (len(dataset), len(class_names)) or y.shape != (len(dataset),):
         received = f"probabilities {tuple(probabilities.shape)} and y {tuple(y.shape)}"
         raise ValueError(f"{len(dataset)} images and {len(class_names)} class names do not fit {received}")
@@ -139,15 +131,11 @@ def plot_confident_mistakes(
         item = dataset[i]
         image, label = item if isinstance(item, tuple | list) else (item, y[i])
         if label != y[i]:
-            differs = f"sample {i} is of class {label} in the data set but {y[i]} in y"
-            raise ValueError(f"{differs}; were the predictions shuffled?")
+            raise ValueError(f"sample {i} is of class {label}, not {y[i]}; were the predictions shuffled?")
         images.append(undo(image.cpu()) if undo and torch.is_tensor(image) else image)
         titles.append(f"{class_names[predicted[i]]} {confidence[i]:.0%} ({class_names[y[i]]})")
     if not images:
-        figure, axes = subplots(figsize=(4, 1))
-        axes[0, 0].set_axis_off()
-        axes[0, 0].set_title(f"nothing wrong in {len(y):,} images")
-        return figure
+        images, titles = [torch.ones(1, 1, 4)], [f"nothing wrong in {len(y):,} images"]
     figure = plot_images(images, titles, columns=math.ceil(len(images) ** 0.5))
     figure.suptitle("predicted, how sure (true)", fontsize=10)
     return figure
@@ -166,8 +154,7 @@ class EvaluationResult:
     def to_dict(self) -> dict:
         "Accuracy, loss, classes and matrix in types for JSON; `None` where a number has no meaning."
         rows = self.report.astype(object).where(self.report.notna(), None).reset_index().to_dict("records")
-        matrix = self.matrix.tolist()
-        return {"accuracy": self.accuracy, "loss": self.loss, "classes": rows, "confusion_matrix": matrix}
+        return dict(accuracy=self.accuracy, loss=self.loss, classes=rows, confusion_matrix=self.matrix.tolist())
 
     def __repr__(self) -> str:
         right = self.matrix.diagonal().sum().item()
@@ -182,20 +169,16 @@ def evaluate_model(
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
     loss_fn: Callable | None = None,  # `loss_fn(logits, y)`, a mean over samples; `None`: no loss
 ) -> EvaluationResult:  # over all samples, whatever the batch size
-    """Measure a classifier on a whole data set.
-
-    Raises `ValueError` for what `predict` refuses, when the model does not give one score per class name, or gives NaN.
-    """
+    "Measure a classifier. Raises `ValueError` for what `predict` refuses, for NaN, and for other than C outputs."
     logits, y = predict(model, dataloader, device)
+    received = f"the model gives outputs of shape {tuple(logits.shape)}"
     if logits.ndim != 2 or logits.shape[1] != len(class_names):
-        expected = f"expected one score for each of {len(class_names)} classes"
-        raise ValueError(f"the model gives outputs of shape {tuple(logits.shape)}; {expected}")
+        raise ValueError(f"{received}; expected one score for each of {len(class_names)} classes")
     if bad := logits.isnan().any(dim=1).sum().item():
-        advice = "did its training diverge, or is there NaN in the data?"
-        raise ValueError(f"the model gives NaN for {bad:,} of {len(y):,} samples; {advice}")
-    predicted = logits.argmax(dim=1)
-    matrix = confusion_matrix(y, predicted, len(class_names))
+        raise ValueError(f"the model gives NaN for {bad:,} of {len(y):,} samples; did its training diverge?")
     place = device or "cpu"  # where the weights of `loss_fn` are
     loss = None if loss_fn is None else float(loss_fn(logits.to(place).float(), y.to(place)))
-    accuracy = matrix.diagonal().sum().item() / len(y)
-    return EvaluationResult(accuracy, loss, matrix, classification_report(y, predicted, class_names), logits, y)
+    predicted = logits.argmax(dim=1)
+    matrix = confusion_matrix(y, predicted, len(class_names))
+    report = classification_report(y, predicted, class_names)
+    return EvaluationResult((predicted == y).double().mean().item(), loss, matrix, report, logits, y)

@@ -50,18 +50,14 @@ def save_model(
     model_name: str,  # file name ending in `.pt`, `.pth` or `.safetensors`
     info: ModelInfo | None = None,  # makes the file self-describing, for `load_model`
 ) -> Path:  # the file
-    """Save weights, and how to use them if `info` is given. An old file is replaced atomically.
-
-    Raises `ValueError` for another ending.
-    """
+    "Save atomically, with a description if there is one. Raises `ValueError` for another ending."
     path = Path(target_dir)/model_name
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     if info is None: return write_weights_file(path, weights)
-    if path.suffix == ".safetensors":
-        header = {"format": _FORMAT, "info": json.dumps(info.to_dict())}
-        return write_weights_file(path, weights, header)
-    content = {"format": _FORMAT, "info": info.to_dict(), "state_dict": weights}
-    return write_weights_file(path, content)
+    header = {"format": _FORMAT, "info": info.to_dict()}
+    if path.suffix != ".safetensors":
+        return write_weights_file(path, {**header, "state_dict": weights})
+    return write_weights_file(path, weights, {**header, "info": json.dumps(header["info"])})
 
 # %% ../nbs/05_save_load.ipynb #f5cea693
 def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
@@ -75,13 +71,12 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
         raise ModelFileError(f"{error} ({names})") from None
     model, size = model.float(), info.transform.image_size
     largest = max((side for tensor in weights.values() for side in tensor.shape), default=1)
-    if size**2 * largest > 2**27: return model
+    if size**2 * largest > 2**27: return model  # to try it would take too much memory
     with torch.inference_mode():
         shape = tuple(model(torch.zeros(1, info.transform.channels, size, size)).shape)
-    if shape != (1, len(info.class_names)):
-        there_are = f"there are {len(info.class_names)} {names}"
-        raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
-    return model
+    if shape == (1, len(info.class_names)): return model
+    there_are = f"there are {len(info.class_names)} {names}"
+    raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
 
 # %% ../nbs/05_save_load.ipynb #1ef8d442
 def load_model(
@@ -92,14 +87,11 @@ def load_model(
 
     Raises `FileNotFoundError`, or `ModelFileError` for a damaged file or one without description.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= "model.pt"
+    path = Path(path)/"model.pt" if Path(path).is_dir() else Path(path)
     with explain_file_errors(path):
         content = read_weights_file(path)
         if content.get("format") != _FORMAT:
-            advice = "give save_model an info, or build the model and load_state_dict"
-            raise ModelFileError(f"weights without a description; {advice}")
+            raise ModelFileError("weights without a description; give save_model an info")
         info = ModelInfo.from_dict(content.get("info", {}))
         model = _build(info, content.get("state_dict", {}))
     return model.to(device), info
@@ -138,12 +130,8 @@ def predict_images(
     """
     if topk < 1: raise ValueError(f"topk must be at least 1, not {topk}")
     if not paths: return []
-
-    def load_batch(start):
-        batch = paths[start:start + batch_size]
-        return torch.stack([info.transform(open_image(path)) for path in batch])
-
-    batches = map(load_batch, range(0, len(paths), batch_size))
+    parts = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
+    batches = (torch.stack([info.transform(open_image(path)) for path in part]) for part in parts)
     probabilities = predict_batches(model, batches).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise ValueError("the model gives NaN instead of probabilities; did its training diverge?")

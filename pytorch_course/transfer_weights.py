@@ -6,17 +6,18 @@
 __all__ = ['LoadReport', 'match_state_dict', 'load_weights']
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #a280933e
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch import nn
+from .data_checks import shorten_list
 from .weights_files import ModelFileError, explain_file_errors, read_weights_file
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #81972a6f
 @dataclass
 class LoadReport:
-    "Which tensors of a file fit a model; shows itself as a short table."
+    "Which tensors of a file fit a model; shows itself as a short list."
     source: str  # where the weights come from
     matched: list[str]  # names in the model that the file fills
     missing_keys: list[str]  # names in the model that the file does not have
@@ -25,34 +26,27 @@ class LoadReport:
     class_names: tuple[list | None, list | None] = (None, None)  # in the file and of your data, if they are known
 
     @property
-    def complete(self) -> bool:
-        "Everything fits, and nothing is left over."
-        return not (self.missing_keys or self.unexpected_keys or self.mismatched_shapes or self.other_classes)
-
-    @property
     def other_classes(self) -> bool:
         "The class names of both sides are known, and they differ."
         return None not in self.class_names and self.class_names[0] != self.class_names[1]
 
-    def _rows(self, limit: int = 3) -> Iterator[tuple[str, int, str]]:
-        "`(kind, count, first names)` where there are names; class names are shown if they may be the reason."
+    @property
+    def complete(self) -> bool:
+        "Everything fits, and nothing is left over."
+        return not (self.missing_keys or self.unexpected_keys or self.mismatched_shapes or self.other_classes)
+
+    def describe_mismatches(self, limit: int = 10, separator: str = ". ") -> str:
+        "The first names of what does not fit, and how many more; class names are shown if they may be the reason."
         shapes = [f"{name} {there}, in the model {here}" for name, (there, here) in self.mismatched_shapes.items()]
-        kinds = {"matched": self.matched, "missing": self.missing_keys, "unexpected": self.unexpected_keys}
-        kinds["wrong shape"] = shapes
+        kinds = {"missing": self.missing_keys, "unexpected": self.unexpected_keys, "wrong shape": shapes}
         if self.other_classes or shapes:
             kinds["classes there"], kinds["classes here"] = (names or [] for names in self.class_names)
-        for kind, names in kinds.items():
-            dots = " ..." if len(names) > limit else ""
-            if names:
-                yield kind, len(names), ", ".join(map(str, names[:limit])) + dots
-
-    def describe_mismatches(self) -> str:
-        "All but the matched, in one line for an error message."
-        return ". ".join(f"{kind}: {names}" for kind, _, names in self._rows(limit=10) if kind != "matched")
+        parts = {kind: shorten_list([str(name) for name in names], limit) for kind, names in kinds.items() if names}
+        return separator.join(f"{kind}: {names}" for kind, names in parts.items())
 
     def __repr__(self) -> str:
-        title = f"{len(self.matched)} tensors of the model from {Path(self.source).name}"
-        return "\n".join([title, *(f"  {kind:13} {count:4}  {names}" for kind, count, names in self._rows())])
+        title = f"{len(self.matched)} tensors of the model from {Path(self.source).name}\n  "
+        return (title + self.describe_mismatches(limit=3, separator="\n  ")).rstrip()
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #dab503c6
 def _bare_names(names: Iterable[str]) -> dict[str, str]:
@@ -65,10 +59,8 @@ def _bare_names(names: Iterable[str]) -> dict[str, str]:
 def _renamed(name: str, rename: dict[str, str] | Callable[[str], str] | None) -> str:
     "The name after renaming; of several prefixes that fit, the longest counts."
     if callable(rename): return rename(name)
-    prefixes = rename or {}
-    for prefix in sorted(prefixes, key=len, reverse=True):
-        if name.startswith(prefix): return prefixes[prefix] + name.removeprefix(prefix)
-    return name
+    prefix = max((prefix for prefix in rename or {} if name.startswith(prefix)), key=len, default=None)
+    return name if rename is None or prefix is None else rename[prefix] + name.removeprefix(prefix)
 
 def match_state_dict(
     model: nn.Module,  # not changed
@@ -87,16 +79,13 @@ def match_state_dict(
         if new in theirs: raise ValueError(f"two names become {new!r} after renaming")
         theirs[new] = weights[name]
     ours = {short: name for name, short in _bare_names(own).items()}
-    report = LoadReport(source, [], [], [name for name in theirs if name not in ours], {}, class_names)
-    for short, name in ours.items():
-        there, here = (tuple(getattr(value, "shape", ())) for value in (theirs.get(short), own[name]))
-        if short not in theirs:
-            report.missing_keys.append(short)
-        elif there == here:
-            report.matched.append(short)
-        else:
-            report.mismatched_shapes[short] = there, here
-    return report, {ours[short]: theirs[short] for short in report.matched}
+    missing, unexpected = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
+    shapes = {short: (tuple(getattr(theirs[short], "shape", ())), tuple(getattr(own[name], "shape", ())))
+              for short, name in ours.items() if short in theirs}
+    matched = [name for name, (there, here) in shapes.items() if there == here]
+    mismatched = {name: shapes[name] for name in shapes if name not in matched}
+    report = LoadReport(source, matched, missing, unexpected, mismatched, class_names)
+    return report, {ours[short]: theirs[short] for short in matched}
 
 # %% ../nbs/3_training/36_transfer_weights.ipynb #54d55619
 def _find_weights(content: Mapping, name: str | None) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 from .files import atomic_write
 
 # %% ../nbs/3_training/35_weights_files.ipynb #a7e39bba
@@ -56,8 +57,7 @@ def to_plain_values(
         if reason := _unsupported_reason(value): raise ValueError(f"{name} is {reason}")
         expanded = value.nbytes > value.untyped_storage().nbytes()
         return value.detach().contiguous() if expanded else value.detach()
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str): return str(value)  # also its own kind of string, like `torch.__version__`
     if value is None or type(value) in (bool, int, float, complex): return value
     if isinstance(value, list | tuple):
@@ -82,7 +82,6 @@ def _sha256(weights: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     return digest.hexdigest()
 
 def _save_safetensors(weights: Mapping, metadata: Mapping[str, str], path: Path):
-    "Write tensors with their checksum; two names for the same memory are written twice."
     from safetensors.torch import save_file
     for name, tensor in weights.items():
         if not isinstance(tensor, torch.Tensor):
@@ -94,7 +93,6 @@ def _save_safetensors(weights: Mapping, metadata: Mapping[str, str], path: Path)
 # %% ../nbs/3_training/35_weights_files.ipynb #aa0d8812
 @contextmanager
 def _explain_write_errors(path: Path, size: int) -> Iterator[None]:
-    "Say in one line that a file cannot be written, for example because the disk is full."
     try:
         yield
     except Exception as error:
@@ -105,15 +103,7 @@ def _explain_write_errors(path: Path, size: int) -> Iterator[None]:
         if not number: raise
         space = f"it needs {size:,} bytes, {shutil.disk_usage(path.parent).free:,} are free"
         reason = f"cannot write {path}: {os.strerror(number)}; {space}; an older file of this name is untouched"
-        failed = OSError(reason)
-        failed.errno = number
-        raise failed from error
-
-def _count_bytes(value) -> int:
-    "How many bytes the tensors take."
-    if isinstance(value, torch.Tensor): return value.nbytes
-    if isinstance(value, Mapping): return sum(map(_count_bytes, value.values()))
-    return sum(map(_count_bytes, value)) if isinstance(value, list | tuple) else 0
+        raise OSError(number, reason) from error
 
 def write_weights_file(
     path: str | Path,  # file ending in `.pt`, `.pth` or `.safetensors`; its folder is made if it is missing
@@ -131,8 +121,9 @@ def write_weights_file(
     if metadata and path.suffix != ".safetensors":
         raise ValueError(f"metadata is for .safetensors files; put it into the content of {path.name}")
     content = {to_plain_values(name, "a key"): to_plain_values(value, str(name)) for name, value in content.items()}
+    size = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, torch.Tensor))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _explain_write_errors(path, _count_bytes(content)), atomic_write(path) as temporary:
+    with _explain_write_errors(path, size), atomic_write(path) as temporary:
         if path.suffix == ".safetensors":
             _save_safetensors(content, metadata or {}, temporary)
         else:
@@ -141,19 +132,18 @@ def write_weights_file(
     return path
 
 # %% ../nbs/3_training/35_weights_files.ipynb #3f64ab26
+_FOREIGN_FILES = {  # how they begin
+    rb"\Z": "it is empty",
+    rb"(?is).*(<html|<!doctype)": "it is a web page, so a download went wrong",
+    rb"version https://git-lfs": "it is a Git LFS pointer, not the file itself; run 'git lfs pull'",
+    rb"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.": "it is in PyTorch's format of before 2020; save it again",
+    rb"": "it is not a model file, or only the beginning of one",
+}
+
 def _describe_foreign_file(path: Path) -> str:
-    "Words for a file that is no model."
     with path.open("rb") as file:
         start = file.read(200)
-    if not start: return "it is empty"
-    if b"<html" in start.lower() or b"<!doctype" in start.lower():
-        return "it is a web page, so a download went wrong"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself; run 'git lfs pull'"
-    if start.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
-        return ("it is in PyTorch's format of before 2020, which has no checksums; "
-                "load it with torch.load(path, weights_only=True) and save it again")
-    return "it is not a model file, or only the beginning of one"
+    return next(words for pattern, words in _FOREIGN_FILES.items() if re.match(pattern, start))
 
 def _check_archive(file) -> bytes:
     "The pickle in a zip file, after comparing all checksums. Raises `ModelFileError` for what PyTorch never writes."
@@ -174,8 +164,10 @@ def _check_archive(file) -> bytes:
 
 # %% ../nbs/3_training/35_weights_files.ipynb #a88140c5
 def _explain_load_error(error: Exception) -> str:
-    "Why PyTorch did not follow the instructions in a file, without its advice to trust the file."
+    "Why a file was not loaded, without PyTorch's advice to trust it."
     message = str(error)
+    if isinstance(error, ModelFileError): return message
+    if isinstance(error, zipfile.BadZipFile): return f"damaged: {message}"
     if asked := re.search(r"GLOBAL (\S{1,100})", message):
         return f"it asks for {asked[1]}; such Python objects could run any code when loaded, so it was not loaded"
     if isinstance(error, MemoryError): return "there is not enough memory for it"
@@ -190,27 +182,21 @@ def _check_size(value, limit: int) -> int:
         if reason := _unsupported_reason(value): raise ModelFileError(f"it holds {reason}")
         if value.nbytes > value.untyped_storage().nbytes():
             raise ModelFileError(f"it holds a tensor of shape {tuple(value.shape)}, but not so many numbers")
-    if isinstance(value, Mapping):
-        value = [*value, *value.values()]
-    if isinstance(value, list | tuple | set):
-        for part in value:
-            limit = _check_size(part, limit - 1)
+    parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+    for part in parts if isinstance(parts, list | tuple | set) else ():
+        limit = _check_size(part, limit - 1)
     return limit
 
 def _read_torch(path: Path) -> dict:
-    "Content of a `.pt` file: tensors and built-in types only, checksums compared."
     with path.open("rb") as file:  # the same file throughout, even if somebody replaces it meanwhile
         if file.read(4) != b"PK\3\4" or not zipfile.is_zipfile(file):
             raise ModelFileError(_describe_foreign_file(path))
         try:
             instructions = _check_archive(file)
-        except zipfile.BadZipFile as error:
-            raise ModelFileError(f"damaged: {error}") from None
-        # A pickle may ask for an array of any length; nothing that belongs into a file of weights does.
-        if instructions[:2] != b"\x80\x02" or b"\nbytearray\n" in instructions:
-            raise ModelFileError("its instructions are not those that PyTorch writes")
-        file.seek(0)
-        try:
+            # A pickle may ask for an array of any length; nothing that belongs into a file of weights does.
+            if instructions[:2] != b"\x80\x02" or b"\nbytearray\n" in instructions:
+                raise ModelFileError("its instructions are not those that PyTorch writes")
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
         except Exception as error:
             raise ModelFileError(_explain_load_error(error)) from None
@@ -219,7 +205,6 @@ def _read_torch(path: Path) -> dict:
 
 # %% ../nbs/3_training/35_weights_files.ipynb #a090af61
 def _read_safetensors(path: Path) -> dict:
-    "Content of a `.safetensors` file in the same shape, its checksum compared if it is one of ours."
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(path, framework="pt") as file:
