@@ -21,14 +21,11 @@ from .weights_files import ModelFileError
 # %% ../nbs/3_training/37b_checkpoint_manager.ipynb #cdb27ef6
 class ResumeWarning(UserWarning):
     "The run is resumed, but not exactly as you would expect; the message says why."
-
 class CheckpointError(OSError):
     "A checkpoint could not be written; the message says why, and which one is the last good one."
-
 @dataclass
 class _CheckpointFolder:
     "Files `folder/step-<number>.pt`."
-
     folder: str | Path  # made if it is missing
 
     def paths(self) -> list[Path]:
@@ -66,7 +63,6 @@ class _CheckpointFolder:
 @dataclass
 class _SavePolicy(_CheckpointFolder):
     "When to save. Raises `ValueError` for settings that make no sense."
-
     max_to_keep: int = 2  # 1 is less than safe, as a damaged one has no predecessor
     every_steps: int | None = None  # save after so many steps, whatever it costs; `None`: go by time
     every_seconds: float = 60  # save after so long, within an epoch too
@@ -94,7 +90,6 @@ class CheckpointManager(_SavePolicy):
 
     The checkpoints of one run: the newest, and those before it in case that the newest is damaged.
     """
-
     def save(self, step: int, **content) -> Path:
         """Save a checkpoint with the arguments of `save_checkpoint`, then remove the oldest ones.
 

@@ -121,7 +121,6 @@ def _compare_facts(path: Path, extra: dict, facts: dict):
 # %% ../nbs/3_training/38_checkpoints.ipynb #d8036f2c
 class _Saving(Callback):
     "Save and restore a trainer."
-
     order = 1000  # the last one to be called
 
     def __init__(self, folder: str | Path | CheckpointManager, resume: bool = False):
@@ -173,7 +172,6 @@ class Checkpoints(_Saving):
     `Checkpoints(folder, resume=False)`: a folder, or a `CheckpointManager` that says how often and how many. Ctrl-C and
     SIGTERM finish the step and save. Raises `ValueError` when a checkpoint does not fit the run.
     """
-
     shutdown: GracefulShutdown
 
     def request_stop(self, number: int = signal.SIGINT):
@@ -183,7 +181,6 @@ class Checkpoints(_Saving):
     def around_fit(self, trainer, fit):
         if not any(isinstance(callback, Reproducible) for callback in trainer.callbacks):
             raise ValueError("Checkpoints needs Reproducible(seed=...) beside it, or a resumed run would differ")
-
         def fit_and_save():
             self.shutdown = GracefulShutdown()
             self.manager.prepare(self.resume)
@@ -192,7 +189,6 @@ class Checkpoints(_Saving):
                 fit()
                 if self.shutdown.signal:
                     self.shutdown.exit("stopped when there was nothing left to do")
-
         return fit_and_save
 
     def leave(self, trainer):
@@ -210,12 +206,10 @@ class Checkpoints(_Saving):
 
     def around_step(self, trainer, step):
         if trainer.phase != "valid": return step
-
         def step_unless_stopped(batch):
             if self.shutdown.signal:
                 self.leave(trainer)  # the epoch is trained but not validated: validation starts again
             return step(batch)
-
         return step_unless_stopped
 
     def after_batch(self, trainer):

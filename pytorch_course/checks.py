@@ -223,14 +223,12 @@ class Checks(Callback):
             check_eval_mode(trainer.model, self.ignore)
             return step
         on_cpu = trainer.device.type == "cpu"
-
         def checked_step(batch):
             result = self._first_step(trainer, step, batch) if self.is_first_batch else step(batch)
             self.losses.append(result[0].item() if on_cpu else result[0].detach())
             if (on_cpu or len(self.losses) % 50 == 0) and not math.isfinite(self.losses[-1]):
                 self._check_losses(trainer, trainer.steps + 1)
             return result
-
         return checked_step
 
     def _check_losses(self, trainer, last_step: int):

@@ -18,7 +18,6 @@ from .training import EpochMeter
 # %% ../nbs/3_training/30d_hooks.ipynb #b5d9a1f0
 class Callback:
     "Base of all callbacks: override the hooks you need; each one gets the trainer."
-
     order = 0  # callbacks with a lower number are called first, and their wrappers stand further outside
     state_attributes: tuple[str, ...] = ()  # what a checkpoint must keep: tensors, numbers, strings, lists
 
@@ -82,7 +81,6 @@ class Callback:
 # %% ../nbs/3_training/30d_hooks.ipynb #c7b04755
 class Hooks:
     "Callbacks, and how they are called."
-
     callbacks: list[Callback]
     optimizer: Any
     accumulating: bool
@@ -148,7 +146,6 @@ def update_meter(
 
 class History(Callback):
     "A row per epoch in `trainer.history`, with the means over all samples."
-
     order = -100
     lists = ("losses", "weights", "counts", "waiting", "values", "numbers")
 
@@ -193,7 +190,6 @@ def metric_state(metric) -> dict:
 # %% ../nbs/3_training/30d_hooks.ipynb #67a95ac5
 class ProgressBar(Callback):
     "A bar within each epoch, in a terminal; a line with the metrics after it."
-
     order = 100
 
     def before_epoch(self, trainer):
@@ -202,11 +198,9 @@ class ProgressBar(Callback):
     def around_batches(self, trainer, batches):
         if trainer.phase != "train": return batches
         title = f"epoch {trainer.epoch + 1}/{trainer.end_epoch}"
-
         def with_bar(dataloader):
             with tqdm(dataloader, title, initial=trainer.batch_index, **progress_bar_options()) as bar:
                 yield from batches(bar)
-
         return with_bar
 
     def after_epoch(self, trainer):

@@ -52,7 +52,6 @@ def keep_freed_memory() -> Iterator[bool]:
 
 class KeepMemory(Callback):
     "`keep_freed_memory` while training."
-
     def around_fit(self, trainer, fit):
         return keep_freed_memory()(fit)
 
@@ -64,7 +63,6 @@ class MixedPrecision(Callback):
 
     Raises `ValueError` where this is not possible. Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740.
     """
-
     order = -50  # gradients are unscaled before others look at them
 
     def __init__(self, precision: str = "bf16"):  # or `"fp16"`
@@ -93,13 +91,11 @@ class MixedPrecision(Callback):
     def around_update(self, trainer, update):
         scaler = self.scaler
         if scaler is None: return update
-
         def scaled_update():
             scale = scaler.get_scale()
             scaler.step(trainer.optimizer)
             scaler.update()
             trainer.updated = scaler.get_scale() >= scale  # a lower scale: an infinite gradient, and no step
-
         return scaled_update
 
     def state_dict(self) -> dict:
@@ -135,7 +131,6 @@ def prefers_channels_last(
 # %% ../nbs/3_training/39_performance.ipynb #ffef670d
 class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
-
     order = -200
 
     def __init__(self):
@@ -147,7 +142,6 @@ class ChannelsLast(Callback):
                 fit()
             finally:
                 self.use(trainer, torch.contiguous_format)
-
         return fit_and_restore
 
     def before_fit(self, trainer):
@@ -160,12 +154,10 @@ class ChannelsLast(Callback):
 
     def around_step(self, trainer, step):
         if self.active is not None or trainer.phase != "train": return step
-
         def first_try(batch):
             if self.active is None:
                 self.try_format(trainer, batch)
             return step(batch)
-
         return first_try
 
     def try_format(self, trainer, batch):
@@ -195,7 +187,6 @@ class ChannelsLast(Callback):
 # %% ../nbs/3_training/39_performance.ipynb #8a46dea4
 class Compile(Callback):
     "Compile the model at its first step. Raises `ValueError` when there is no C++ compiler to do it."
-
     def __init__(self):
         self.compiled = False
 
@@ -244,7 +235,6 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
 
 class PrefetchToDevice(Callback):
     "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."
-
     order = 200  # next to the dataloader
 
     def around_batches(self, trainer, batches):

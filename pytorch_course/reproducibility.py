@@ -21,7 +21,6 @@ from .system import get_rank
 # %% ../nbs/3_training/34_reproducibility.ipynb #2a67b272
 class SeededIndices(list):
     "Sample indices of a batch; everything random about its samples follows from `seed` and the indices."
-
     seed: int = 0
 
 class _SeededDataset(Dataset):
@@ -180,7 +179,6 @@ _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train
 
 class Reproducible(Callback):
     "Everything random in a run is a function of the seed and of counters: epoch, sample index, step."
-
     order = -1000  # the first to be called: whatever other callbacks draw begins at a known place
 
     def __init__(self, seed: int = 42):
@@ -204,7 +202,6 @@ class Reproducible(Callback):
             finally:
                 for loader in self.loaders.values():
                     loader.close()
-
         return seeded_fit
 
     def around_batches(self, trainer, batches):
@@ -216,14 +213,12 @@ class Reproducible(Callback):
     def around_step(self, trainer, step):
         rank = get_rank()
         batches_measured = count()
-
         def seeded_step(batch):
             if trainer.phase == "train":
                 self.reseed("train", trainer.steps, rank)
             elif trainer.phase == "valid":
                 self.reseed("valid", trainer.epoch, next(batches_measured))
             return step(batch)
-
         return seeded_step
 
     def before_fit(self, trainer):

@@ -94,7 +94,6 @@ def resumable(
     def train_or_resume(**given):
         if given.get("resume") is None: return train(**given)
         return train(**_resumed_settings(given, list(inspect.signature(train).parameters)))
-
     return train_or_resume
 
 # %% ../nbs/4_tools/50_runs.ipynb #ee18dd8f

@@ -25,7 +25,6 @@ _all_ = ["Callback", "History", "ProgressBar"]
 # %% ../nbs/3_training/31_trainer.ipynb #49142874
 class _Steps(Hooks):
     "A model, a loss, an optimizer, and what happens with a batch."
-
     def __init__(
         self,
         model: nn.Module,
@@ -78,7 +77,6 @@ class _Steps(Hooks):
 # %% ../nbs/3_training/31_trainer.ipynb #27f56179
 class _Evaluation(_Steps):
     "Measure and predict."
-
     @contextmanager
     def in_phase(self, phase: str) -> Iterator:
         "Evaluation mode, without gradients; afterwards all is as it was."
@@ -126,7 +124,6 @@ def join_outputs(outputs: list) -> torch.Tensor:
 # %% ../nbs/3_training/31_trainer.ipynb #15ebfc78
 class Trainer(_Evaluation):
     "Train a model. Override `step`, `optimize` or `predict_step`; everything else is a callback."
-
     def fit(
         self,
         epochs: int,  # passes over the training data

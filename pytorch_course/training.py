@@ -54,7 +54,6 @@ def mean_absolute_error(
 @dataclass(frozen=True)
 class TopKAccuracy:
     "Share of samples whose class has one of the `k` highest scores."
-
     k: int = 5  # at most the number of classes
 
     def __call__(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -185,7 +184,6 @@ class _Measurements(_Totals):
 # %% ../nbs/04_training.ipynb #770d1e33
 class EpochMeter(_Measurements):
     "Loss and metrics of an epoch, as means over all its samples, for any batch size."
-
     def __init__(self, metrics: dict[str, Callable], loss_fn: Callable | None = None):
         super().__init__(metrics, loss_fn)
         self.waits = bool(self.functions) or is_class_loss(loss_fn)
