@@ -60,7 +60,6 @@ def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout:
     import requests  # only when something is downloaded: many programs never do
     from requests.adapters import HTTPAdapter
     from urllib3.util import parse_url  # the same parser that decides where the connection goes
-
     too_long = DownloadError(f"the server sends more than {remote.max_bytes:,} bytes")
     with requests.Session() as session:
         session.adapters.clear()

@@ -20,7 +20,6 @@ def subplots(
 ):  # the figure and its axes, as an array `(rows, columns)`
     "A Matplotlib figure that a notebook shows by itself and a script saves with `.savefig(path)`."
     from matplotlib.figure import Figure  # here, so that importing this module stays fast
-
     class NotebookFigure(Figure):
         "No pyplot, so no window and no global state; Jupyter asks for `_repr_png_`."
         def _repr_png_(self):

@@ -145,7 +145,6 @@ class Trainer(_Evaluation):
             self.phase = None
             self.call("after_fit")
         import pandas  # here, because it takes half a second to import
-
         return pandas.DataFrame(self.history)
 
     def fit_epochs(self):
