@@ -21,8 +21,10 @@ from .weights_files import ModelFileError
 # %% ../nbs/3_training/37b_checkpoint_manager.ipynb #cdb27ef6
 class ResumeWarning(UserWarning):
     "The run is resumed, but not exactly as you would expect; the message says why."
+
 class CheckpointError(OSError):
     "A checkpoint could not be written; the message says why, and which one is the last good one."
+
 @dataclass
 class _CheckpointFolder:
     "Files `folder/step-<number>.pt`."

@@ -46,6 +46,7 @@ CHECKS = {
 
 class TrainingError(ValueError):
     "Something that cannot be trained as it is; the message says why and what to do."
+
 class TrainingWarning(UserWarning):
     "Something that trains, but most likely not as intended."
 

@@ -33,6 +33,7 @@ def file_hash(
 # %% ../nbs/2_data/20_downloads.ipynb #c15b76d2
 class DownloadError(OSError):
     "A download that failed; the message says why and what to do."
+
 @dataclass(frozen=True)
 class RemoteFile:
     "A file on the internet and how to know that it is the right one. Raises `ValueError` for another kind of hash."
