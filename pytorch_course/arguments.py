@@ -47,10 +47,7 @@ def check_trainer_arguments(model, loss_fn, optimizer, metrics):
         if not hasattr(metric, "compute") or isinstance(metric, type):
             _require(f"metrics[{name!r}]", metric, Callable, "a function or a torchmetrics object")
 
-def check_callbacks(
-    callbacks: Iterable,  # given by the user
-    base: type,  # what each of them must be
-):
+def check_callbacks(callbacks: Iterable, base: type):
     "Raises `TypeError` unless these are several callback objects."
     if isinstance(callbacks, base): raise TypeError(f"callbacks must be a list: [{type(callbacks).__name__}(...)]")
     _require("callbacks", callbacks, Iterable, "a list")
@@ -58,10 +55,7 @@ def check_callbacks(
         _require("a callback", callback, base, f"an object of a subclass of {base.__name__}")
 
 # %% ../nbs/3_training/30c_arguments.ipynb #a988fe45
-def check_dataloader(
-    name: str,  # of the argument
-    dataloader: Iterable,  # batches
-):
+def check_dataloader(name: str, dataloader: Iterable):
     "Raises `TypeError` for a dataset, a tensor or a number where a dataloader is needed."
     if isinstance(dataloader, Dataset):
         raise TypeError(f"{name} is a dataset; make batches of it: DataLoader(dataset, batch_size=32)")
@@ -87,10 +81,8 @@ def check_in_order(dataloader: Iterable):
         warnings.warn(message, stacklevel=3)
 
 # %% ../nbs/3_training/30c_arguments.ipynb #c46865c3
-def unpack_step(
-    result,  # what `Trainer.step` returned
-) -> tuple:  # `(loss, outputs or None, numbers)`
-    "The parts of a result. Raises `TypeError` for a result that is none of the three kinds."
+def unpack_step(result) -> tuple:
+    "`(loss, outputs or None, numbers)` of a result. Raises `TypeError` for one that is none of the three kinds."
     if type(result) is tuple and len(result) == 2 and isinstance(result[0], torch.Tensor) and not result[0].ndim:
         return (*result, {})  # nearly always
     parts = result if isinstance(result, tuple) else (result,)
@@ -101,21 +93,16 @@ def unpack_step(
     if loss.ndim: raise TypeError(f"the loss must be one number, not a tensor of shape {tuple(loss.shape)}")
     return loss, outputs, numbers or {}
 
-def unpack_pair(
-    batch,  # what a dataloader gave
-) -> tuple:  # `(X, y)`
-    "Raises `TypeError` for a batch that is no pair; those need a `step` of their own."
+def unpack_pair(batch) -> tuple:
+    "`(X, y)`. Raises `TypeError` for a batch that is no pair; those need a `step` of their own."
     if isinstance(batch, (list, tuple)) and len(batch) == 2: return tuple(batch)
     size = f" of {len(batch)}" if isinstance(batch, list | tuple | dict) else ""
     advice = "override Trainer.step(self, batch), which gets the batch as it is"
     raise TypeError(f"a batch must be a pair (X, y), not {_name(batch)}{size}; for other batches, {advice}")
 
 # %% ../nbs/3_training/30c_arguments.ipynb #406035e2
-def to_device(
-    batch,  # a tensor, or lists, tuples and dictionaries of them
-    device: str | torch.device,  # where to
-) -> Any:  # the same structure, on the device
-    "Move everything in a batch; does not wait for the copy where the memory is pinned."
+def to_device(batch, device: str | torch.device) -> Any:
+    "Move a tensor, or lists, tuples and dictionaries of them; does not wait for the copy from pinned memory."
     if isinstance(batch, torch.Tensor):
         return batch.to(torch.device(device), non_blocking=torch.device(device).type == "cuda")
     if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(torch.device(device))  # type: ignore
@@ -127,19 +114,14 @@ def to_device(
         return type(batch)(to_device(value, device) for value in batch)
     return batch
 
-def move_modules(
-    holder,  # an object with models and losses as attributes, and perhaps a dictionary `metrics`
-    device: torch.device,  # where they are needed
-):
-    "Move all of them to the device."
+def move_modules(holder, device: torch.device):
+    "Move models and losses that are attributes of an object, and those among its `metrics`, to the device."
     for value in (*vars(holder).values(), *getattr(holder, "metrics", {}).values()):
         if isinstance(value, nn.Module):
             value.to(device)
 
-def batch_size(
-    batch,  # a tensor, or lists, tuples and dictionaries of them
-) -> int:  # number of samples; 1 if there is no tensor
-    "Length of the first tensor in a batch."
+def batch_size(batch) -> int:
+    "Number of samples: the length of the first tensor in a batch of any structure; 1 if there is none."
     if isinstance(batch, torch.Tensor): return len(batch) if batch.ndim else 1
     if isinstance(batch, dict):
         batch = list(batch.values())

@@ -119,15 +119,8 @@ class Hooks:
         vars(self).update(state)
 
 # %% ../nbs/3_training/30d_hooks.ipynb #6f28182d
-def update_meter(
-    meter: EpochMeter,  # of this epoch
-    trainer,  # were metrics asked for?
-    batch,  # the results belong to it
-    loss: torch.Tensor,  # `()`
-    outputs,  # of the model; metrics need a tensor
-    numbers: dict,  # further numbers of the step, by name
-):
-    "Add a batch. Raises `TypeError` when metrics were asked for and there are no targets."
+def update_meter(meter: EpochMeter, trainer, batch, loss: torch.Tensor, outputs, numbers: dict):
+    "Add the results of a batch. Raises `TypeError` when metrics were asked for and there are no targets."
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2
     if pair and isinstance(outputs, torch.Tensor) and isinstance(batch[1], torch.Tensor):
         meter.update(loss, outputs, batch[1])

@@ -117,12 +117,8 @@ def match_memory_format(optimizer: torch.optim.Optimizer):
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 # %% ../nbs/3_training/39_performance.ipynb #1fc5bd51
-def prefers_channels_last(
-    model: nn.Module,
-    device: torch.device,  # where it will be trained
-    mixed: bool = False,  # mixed precision; on a GPU, channels last pays only with it
-) -> bool:
-    "Whether channels last will probably be faster: the model has 2d convolutions, and no 3d ones."
+def prefers_channels_last(model: nn.Module, device: torch.device, mixed: bool = False) -> bool:
+    "Whether channels last is probably faster: 2d convolutions, no 3d ones; on a GPU, only with mixed precision."
     if isinstance(model, nn.parallel.DistributedDataParallel): return False  # its buffers have the default format
     helps = torch.backends.mkldnn.is_available() if device.type == "cpu" else device.type == "cuda" and mixed
     has_video = any(parameter.ndim == 5 for parameter in model.parameters())

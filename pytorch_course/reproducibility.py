@@ -117,7 +117,6 @@ def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> Dat
         options["worker_init_fn"] = _WorkerInit(loader.worker_init_fn)
     return DataLoader(_SeededDataset(loader.dataset), batch_sampler=batch_sampler, **options)  # type: ignore
 
-# %% ../nbs/3_training/34_reproducibility.ipynb #18733ce8
 class SeededDataLoader:
     """A dataloader whose order is a function of seed and epoch, and each sample one of seed, epoch and index.
 

@@ -48,11 +48,8 @@ def _new_folder(path: Path) -> Iterator[Path]:
         raise
 
 # %% ../nbs/4_tools/50_runs.ipynb #caaeace4
-def write_config(
-    folder: Path,  # of the run
-    config: dict,  # settings by name; with `train_dir`, `test_dir` and the `name` of the data it can be resumed
-):
-    "Write settings and versions to `config.json`, folders as absolute paths; an older one is replaced in one step."
+def write_config(folder: Path, config: dict):
+    "Write the settings of a run and versions to `config.json` atomically, folders as absolute paths."
     import torch
     from pytorch_course.files import atomic_write
     versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -61,10 +58,8 @@ def write_config(
     with atomic_write(folder/"config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
-def read_config(
-    folder: str | Path,  # of a run
-) -> dict:  # what `write_config` wrote; empty when the file is damaged
-    "Read `config.json`. Raises `ValueError` when there is none."
+def read_config(folder: str | Path) -> dict:
+    "Read the `config.json` of a run; empty when it is damaged. Raises `ValueError` when there is none."
     path = Path(folder)/"config.json"
     if not path.is_file(): raise ValueError(f"no {path}; --resume needs the folder of an interrupted run")
     with suppress(ValueError):
@@ -86,10 +81,8 @@ def _resumed_settings(given: dict, names: list[str]) -> dict:
         raise ValueError(f"{folder} is a finished run without checkpoints, so it cannot be resumed; train anew")
     return {name: saved.get(name) for name in names} | given
 
-def resumable(
-    train: Callable,  # all its parameters have names; one of them is `resume`, the folder of a run or `None`
-) -> Callable:  # the same, but with `resume` all other settings come from that run
-    "A decorator: with `resume`, take the settings from the `config.json` of that run."
+def resumable(train: Callable) -> Callable:
+    "A decorator: with `resume`, the folder of a run, take the other settings from the `config.json` of that run."
     @wraps(train)
     def train_or_resume(**given):
         if given.get("resume") is None: return train(**given)
@@ -141,13 +134,9 @@ def find_data(
 
 # %% ../nbs/4_tools/50_runs.ipynb #a6b8ec57
 def choose_model(
-    name: str,  # one of `list_models()`
-    channels: int,  # of the images
-    num_classes: int,  # at least 2
-    hidden_units: int,  # for a class that takes it
-    image_size: int | None = None,  # height and width in pixels; `None`: the default of the class
-) -> tuple[str, dict]:  # the name of the architecture, and the arguments that it takes of these
-    "What a model needs to know of the data. Raises `ValueError` for one that does not classify images."
+    name: str, channels: int, num_classes: int, hidden_units: int, image_size: int | None = None
+) -> tuple[str, dict]:
+    "The architecture and the arguments that it takes of these. Raises `ValueError` if it does not classify images."
     from pytorch_course.model import get_model_class
     cls = get_model_class(name)
     takes = inspect.signature(cls).parameters
@@ -180,12 +169,8 @@ def save_run(
     save_model(model, folder, "model.pt", info)
 
 # %% ../nbs/4_tools/50_runs.ipynb #09e393ff
-def describe_performance(
-    model,  # as it is trained
-    dataloaders: list,  # for training and testing
-    settings: list[str],  # what cannot be seen in these, such as the precision
-) -> str:  # a line of text
-    "What makes a run fast: cache, memory format, settings, threads and workers."
+def describe_performance(model, dataloaders: list, settings: list[str]) -> str:
+    "What makes a run fast, in a line: cache, memory format, settings such as the precision, threads and workers."
     import torch
     caches = [getattr(dataloader.dataset, "cache", None) for dataloader in dataloaders]
     caches = [cache for cache in caches if cache is not None and cache.pixels is not None]

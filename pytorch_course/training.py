@@ -236,7 +236,6 @@ def train_step(
     means = meter.compute()
     return means["loss"], means.get("acc", math.nan)
 
-# %% ../nbs/04_training.ipynb #db3c7c5f
 def test_step(
     model: nn.Module,  # on `device`; stays in evaluation mode
     dataloader: Iterable,  # batches `(X, y)`
