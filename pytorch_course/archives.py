@@ -67,18 +67,19 @@ def _reserve_path(reserved: dict[str, tuple[str, bool]], name: str, is_folder: b
 
 def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> list[_Member]:
     "All members, each one checked before the next is looked at. Raises `ArchiveError`."
-    checked, reserved = [], {}
-    free = free_disk_space(folder)
+    checked, reserved, free = [], {}, free_disk_space(folder)
+    limits = [  # of the bytes unpacked so far, and what it means to exceed it
+        (MAX_UNPACKED_BYTES, f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"),
+        (max(1 << 20, MAX_COMPRESSION_RATIO * packed), f"unpacks to {{:,}} bytes or more from {packed:,}"),
+        (free, f"needs more than the {free:,} bytes that are left in {folder}")]
     for member in members:
-        name, unpacked = _checked_name(member.name), member.total
+        name = _checked_name(member.name)
         if member.problem: raise ArchiveError(f"{name!r} {member.problem}")
         _reserve_path(reserved, name, member.is_folder)
         checked.append(member._replace(name=name))
         if len(checked) > MAX_MEMBERS: raise ArchiveError(f"more than {MAX_MEMBERS:,} files")
-        if unpacked > MAX_UNPACKED_BYTES: raise ArchiveError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
-        if unpacked > max(1 << 20, MAX_COMPRESSION_RATIO * packed):
-            raise ArchiveError(f"unpacks to {unpacked:,} bytes or more from {packed:,}")
-        if unpacked > free: raise ArchiveError(f"needs more than the {free:,} bytes that are left in {folder}")
+        for limit, reason in limits:
+            if member.total > limit: raise ArchiveError(reason.format(member.total))
     return checked
 
 # %% ../nbs/2_data/21_archives.ipynb #6328a6d4
@@ -102,11 +103,9 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
 
 def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
     "Check all members, then unpack those that are wanted, and move them into the folder together."
-    chosen = []
-    for member in _check_members(members, path.stat().st_size, folder):
-        clutter = any(part == "__MACOSX" or part.startswith(".") for part in Path(member.name).parts)
-        if not clutter and (wanted is None or wanted(member.name)):
-            chosen.append(member)
+    checked = _check_members(members, path.stat().st_size, folder)
+    visible = [member for member in checked if not re.search(r"(^|/)(__MACOSX(/|$)|\.)", member.name)]
+    chosen = [member for member in visible if wanted is None or wanted(member.name)]
     for top in {folder/member.name.partition("/")[0] for member in chosen} - {folder}:
         if os.path.lexists(top):
             raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
@@ -133,20 +132,18 @@ def _explain_errors(path: Path) -> Iterator[None]:
         raise ArchiveError(f"cannot unpack {path}: {reason}") from error
 
 # %% ../nbs/2_data/21_archives.ipynb #d0bdb6ed
-def _zip_problem(member: zipfile.ZipInfo) -> str:
-    "What is wrong about an entry: a data set has no need for links, and an attack does."
-    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or a device, not a file"
-    if member.flag_bits & 1: return "is encrypted"
-    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2): return ""
-    return f"is packed in a rare way (method {member.compress_type}); unpack it with another program and zip it again"
-
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     total = 0
-    for member in archive.infolist():
-        total += member.file_size
-        is_folder = member.filename.endswith(("/", "\\"))
-        yield _Member(member.orig_filename, is_folder, member.file_size, total, _zip_problem(member), member)
+    for entry in archive.infolist():
+        total += entry.file_size
+        problems = {  # a data set has no need for links, and an attack does
+            "is a link or a device, not a file": stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR),
+            "is encrypted": entry.flag_bits & 1,
+            f"is packed in a rare way (method {entry.compress_type}); zip it again with another program":
+                entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)}
+        problem = next((text for text, found in problems.items() if found), "")
+        is_folder = entry.filename.endswith(("/", "\\"))
+        yield _Member(entry.orig_filename, is_folder, entry.file_size, total, problem, entry)
 
 def extract_zip(
     path: str | Path,  # zip file
