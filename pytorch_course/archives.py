@@ -67,19 +67,18 @@ def _reserve_path(reserved: dict[str, tuple[str, bool]], name: str, is_folder: b
 
 def _check_members(members: Iterable[_Member], packed: int, folder: Path) -> list[_Member]:
     "All members, each one checked before the next is looked at. Raises `ArchiveError`."
-    checked, reserved, free = [], {}, free_disk_space(folder)
-    limits = [  # of the bytes unpacked so far, and what it means to exceed it
-        (MAX_UNPACKED_BYTES, f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"),
-        (max(1 << 20, MAX_COMPRESSION_RATIO * packed), f"unpacks to {{:,}} bytes or more from {packed:,}"),
-        (free, f"needs more than the {free:,} bytes that are left in {folder}")]
+    checked, reserved = [], {}
+    free = free_disk_space(folder)
     for member in members:
-        name = _checked_name(member.name)
+        name, unpacked = _checked_name(member.name), member.total
         if member.problem: raise ArchiveError(f"{name!r} {member.problem}")
         _reserve_path(reserved, name, member.is_folder)
         checked.append(member._replace(name=name))
         if len(checked) > MAX_MEMBERS: raise ArchiveError(f"more than {MAX_MEMBERS:,} files")
-        for limit, reason in limits:
-            if member.total > limit: raise ArchiveError(reason.format(member.total))
+        if unpacked > MAX_UNPACKED_BYTES: raise ArchiveError(f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
+        if unpacked > max(1 << 20, MAX_COMPRESSION_RATIO * packed):
+            raise ArchiveError(f"unpacks to {unpacked:,} bytes or more from {packed:,}")
+        if unpacked > free: raise ArchiveError(f"needs more than the {free:,} bytes that are left in {folder}")
     return checked
 
 # %% ../nbs/2_data/21_archives.ipynb #6328a6d4
@@ -136,12 +135,13 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     total = 0
     for entry in archive.infolist():
         total += entry.file_size
-        problems = {  # a data set has no need for links, and an attack does
-            "is a link or a device, not a file": stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR),
-            "is encrypted": entry.flag_bits & 1,
-            f"is packed in a rare way (method {entry.compress_type}); zip it again with another program":
-                entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)}
-        problem = next((text for text, found in problems.items() if found), "")
+        problem = ""
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+            problem = f"is packed in a rare way (method {entry.compress_type}); zip it again with another program"
+        if entry.flag_bits & 1:
+            problem = "is encrypted"
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):  # no data set needs them
+            problem = "is a link or a device, not a file"
         is_folder = entry.filename.endswith(("/", "\\"))
         yield _Member(entry.orig_filename, is_folder, entry.file_size, total, problem, entry)
 

@@ -95,7 +95,8 @@ def get_data(
     if path.is_dir():
         find_splits(path)
         return path
-    raise ValueError(f"unknown data set {str(name)!r}; choose one of {', '.join(_DATASETS)}, or give a folder or a zip file")
+    known = ", ".join(_DATASETS)
+    raise ValueError(f"unknown data set {str(name)!r}; choose one of {known}, or give a folder or a zip file")
 
 def _fill(name: str, root: Path) -> Path:
     "The folder of a named set; complete downloads are kept if it fails, for the next try."

@@ -38,7 +38,7 @@ _COLORS = {"leaf": ("#dbeafe", "#3b82f6"), "output": ("#ffedd5", "#f97316")}  # 
 _GRAY, _ARROW = ("#f1f5f9", "#94a3b8"), "#8490a3"
 
 def _text(text, longest=10_000):
-    "Any text, safe inside SVG."
+    "Any text, safe inside SVG; a longer one is shortened in the middle."
     text = text if len(text) <= longest else f"{text[:longest // 2]}…{text[1 - longest // 2:]}"
     return escape("".join(char if char.isprintable() else " " for char in text))
 
@@ -75,7 +75,8 @@ def _write_svg(layers, description):
     for layer in reversed(layers):
         bottom = y + max(14 + sum(_STYLES[style][1] for style, _ in node.lines) for node in layer)
         for node in layer:
-            node.x, node.top, node.bottom = node.x - left, y, bottom
+            node.x -= left
+            node.top, node.bottom = y, bottom
         y = bottom + 36
     width, height = max(node.x + node.width / 2 for node in nodes) + 12, y - 24
     arrows = "".join(_arrows_into(node) for node in nodes)
@@ -100,11 +101,10 @@ class GraphDrawing:
         path: str | Path,  # where to write; the name must end in `.svg`
     ) -> Path:  # the file that was written
         "Write the drawing to a file. Raises `ValueError` when the name does not end in `.svg`."
-        path = Path(path)
-        if path.suffix.lower() != ".svg":
-            raise ValueError(f"a drawing is saved as SVG, got {path.name!r}: choose a name that ends in .svg")
-        path.write_text(self.svg, encoding="utf-8")
-        return path
+        if Path(path).suffix.lower() != ".svg":
+            raise ValueError(f"a drawing is saved as SVG, got {str(path)!r}: choose a name that ends in .svg")
+        Path(path).write_text(self.svg, encoding="utf-8")
+        return Path(path)
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #15d0ef7f
 def _assign_layers(nodes):

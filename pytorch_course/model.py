@@ -80,10 +80,12 @@ class TinyVGG(nn.Module):
     ):
         super().__init__()
         side = ((image_size - 4) // 2 - 4) // 2  # each block takes 4 pixels and halves the rest
-        if side < 1: raise ValueError(f"TinyVGG needs image_size of at least 16 pixels, not {image_size}")
+        if side < 1:
+            raise ValueError(f"TinyVGG needs image_size of at least 16 pixels, not {image_size}")
         self.conv_block_1 = _conv_block(input_shape, hidden_units)
         self.conv_block_2 = _conv_block(hidden_units, hidden_units)
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(hidden_units * side * side, output_shape))
+        linear = nn.Linear(hidden_units * side * side, output_shape)
+        self.classifier = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.conv_block_2(self.conv_block_1(x)))
@@ -102,7 +104,8 @@ class Cifar10Net(nn.Module):
     ):
         super().__init__()
         side = image_size // 8
-        if side < 1: raise ValueError(f"Cifar10Net needs image_size of at least 8 pixels, not {image_size}")
+        if side < 1:
+            raise ValueError(f"Cifar10Net needs image_size of at least 8 pixels, not {image_size}")
         self.model = nn.Sequential(
             nn.Conv2d(input_shape, 32, kernel_size=5, padding=2), nn.MaxPool2d(2),
             nn.Conv2d(32, 32, kernel_size=5, padding=2), nn.MaxPool2d(2),
