@@ -102,11 +102,9 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
 
 def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
     "Check all members, then unpack those that are wanted, and move them into the folder together."
-    chosen = []
-    for member in _check_members(members, path.stat().st_size, folder):
-        clutter = any(part == "__MACOSX" or part.startswith(".") for part in Path(member.name).parts)
-        if not clutter and (wanted is None or wanted(member.name)):
-            chosen.append(member)
+    checked = _check_members(members, path.stat().st_size, folder)
+    visible = [member for member in checked if not re.search(r"(^|/)(__MACOSX(/|$)|\.)", member.name)]
+    chosen = [member for member in visible if wanted is None or wanted(member.name)]
     for top in {folder/member.name.partition("/")[0] for member in chosen} - {folder}:
         if os.path.lexists(top):
             raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
@@ -133,20 +131,19 @@ def _explain_errors(path: Path) -> Iterator[None]:
         raise ArchiveError(f"cannot unpack {path}: {reason}") from error
 
 # %% ../nbs/2_data/21_archives.ipynb #d0bdb6ed
-def _zip_problem(member: zipfile.ZipInfo) -> str:
-    "What is wrong about an entry: a data set has no need for links, and an attack does."
-    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or a device, not a file"
-    if member.flag_bits & 1: return "is encrypted"
-    if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2): return ""
-    return f"is packed in a rare way (method {member.compress_type}); unpack it with another program and zip it again"
-
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     total = 0
-    for member in archive.infolist():
-        total += member.file_size
-        is_folder = member.filename.endswith(("/", "\\"))
-        yield _Member(member.orig_filename, is_folder, member.file_size, total, _zip_problem(member), member)
+    for entry in archive.infolist():
+        total += entry.file_size
+        problem = ""
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):
+            problem = f"is packed in a rare way (method {entry.compress_type}); zip it again with another program"
+        if entry.flag_bits & 1:
+            problem = "is encrypted"
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):  # no data set needs them
+            problem = "is a link or a device, not a file"
+        is_folder = entry.filename.endswith(("/", "\\"))
+        yield _Member(entry.orig_filename, is_folder, entry.file_size, total, problem, entry)
 
 def extract_zip(
     path: str | Path,  # zip file

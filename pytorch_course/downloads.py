@@ -23,11 +23,10 @@ def file_hash(
     kind: str = "sha256",  # "sha256", "md5", or "git" for the blob id that git gives to this content
 ) -> str:  # in hexadecimal
     "Hash of a file's content, read in pieces."
-    path = Path(path)
     digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)  # else some systems forbid MD5
     if kind == "git":
-        digest.update(f"blob {path.stat().st_size}\0".encode())
-    with path.open("rb") as file:
+        digest.update(f"blob {os.path.getsize(path)}\0".encode())
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 # %% ../nbs/2_data/20_downloads.ipynb #c15b76d2
@@ -73,7 +72,7 @@ def _receive(url: str, path: str | Path, _=None, *, remote: RemoteFile, timeout:
             response = session.get(url, stream=True, timeout=timeout)
         except requests.exceptions.InvalidSchema as error:  # no adapter
             raise DownloadError("the address, or the one it redirects to, is not https") from error
-        if 400 <= response.status_code < 500:
+        if 400 <= response.status_code < 500:  # asking again would not help
             raise DownloadError(f"the server answered {response.status_code} {response.reason}")
         response.raise_for_status()
         length = int(response.headers.get("Content-Length", 0))
@@ -102,8 +101,7 @@ def _reason(error: Exception) -> str:
 def _mismatch(remote: RemoteFile, path: Path) -> str:
     "What came in place of the file."
     kind, _, expected = remote.hash.partition(":")
-    with path.open("rb") as file:
-        is_page = b"<html" in file.read(2048).lower()
+    is_page = b"<html" in path.read_bytes()[:2048].lower()
     what = "a web page (a login page or a proxy?)" if is_page else "another file"
     return f"the server sent {what}: {kind} is {file_hash(path, kind)}, expected {expected}"
 

@@ -23,12 +23,11 @@ def replace_file(
     target: str | Path,  # its new name, in the same file system; may exist already
 ):
     "Rename a file in one step, after its bytes are on the disk. Raises `OSError`, and then `target` is as before."
-    target = Path(target)
     with open(source, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(source, target)
     if os.name == "posix":  # the folder holds the name; Windows has no call for that
-        folder = os.open(target.parent, os.O_RDONLY)
+        folder = os.open(Path(target).parent, os.O_RDONLY)
         with suppress(OSError):  # some network file systems cannot do this to a folder
             os.fsync(folder)
         os.close(folder)
@@ -42,9 +41,9 @@ def _is_stale(path: Path, include_own: bool) -> bool:
     if os.name != "posix": return time.time() - path.stat().st_mtime > 86_400
     try:
         os.kill(int(pid), 0)
+        return False
     except OSError as error:
         return isinstance(error, ProcessLookupError)  # not when it is somebody else's process
-    return False
 
 def remove_stale_files(
     folder: str | Path,  # where to look, not further down
@@ -123,7 +122,7 @@ def atomic_folder(
         (new/".complete").write_text(source, encoding="utf-8")
         if made_from(folder) == source: return  # another process was faster
         try:
-            if made_from(folder) is not None:
+            if folder.exists():
                 folder.rename(old)  # ours, from another version of the source
             new.rename(folder)
         finally:

@@ -8,13 +8,13 @@ __all__ = ['FOOD_CLASSES', 'draw_food', 'write_food_shapes']
 # %% ../nbs/2_data/23_food_shapes.ipynb #706b93a7
 import math
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #1f7b15a7
 Rng = np.random.Generator
 Color = tuple[int, int, int]  # red, green, blue from 0 to 255
-Shape = list[tuple[np.ndarray, dict]]  # outlines around the origin, each with arguments of `paint`
 
 def noise(rng: Rng, size: int, cells: int) -> np.ndarray:
     "Smooth noise `(size, size)`, about -1 to 1: a random grid of `cells` x `cells`, enlarged."
@@ -22,7 +22,6 @@ def noise(rng: Rng, size: int, cells: int) -> np.ndarray:
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC))
 
 def choice(rng: Rng, options):
-    "One of the options."
     return options[rng.integers(len(options))]
 
 def jitter_color(rng: Rng, color: Color | list[Color]) -> np.ndarray:
@@ -40,13 +39,6 @@ def superellipse(rng: Rng, width=1.0, height=None, wobble=0.03, power=2.0) -> np
     x, y = (np.sign(part) * np.abs(part) ** (2 / power) for part in (np.real(circle), np.imag(circle)))
     return radius * (x * width + 1j * y * (height or width))
 
-def stroke_outline(path: np.ndarray, width) -> np.ndarray:
-    "A closed outline around a path; several widths are spread evenly along it."
-    places, along = np.linspace(0, 1, np.size(width)), np.gradient(path)
-    half = np.interp(np.linspace(0, 1, len(path)), places, np.atleast_1d(width) / 2)
-    side = 1j * half * along / np.abs(along)
-    return np.concatenate([path + side, (path - side)[::-1]])
-
 def scatter(rng: Rng, count: int, radius: float) -> np.ndarray:
     "Spots in a disk, evenly spread like the seeds of a sunflower, and a little disturbed."
     k = np.arange(count) + 0.5
@@ -54,6 +46,20 @@ def scatter(rng: Rng, count: int, radius: float) -> np.ndarray:
     return spots * radius / max(count, 1) ** 0.5
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #673abc19
+class Part(NamedTuple):
+    "One outline and its paint. A shape is a list of parts around the origin; lengths are in units."
+    color: Color | list[Color]  # from 0 to 255; of a list, one is chosen
+    width: float = 1.0  # half of it, like the height
+    height: float | None = None  # `None`: as high as wide
+    spot: complex = 0j  # the center
+    angle: float = 0.0  # radians
+    wobble: float = 0.03  # 0: no unevenness
+    power: float = 2.0  # 2 is round, 4 a pillow, 10 nearly a rectangle
+    second: Color | None = None  # mixed in where the cloud is dense
+    rise: float = 0.0  # height to add
+    rough: float = 0.0  # bumps to add
+
+# %% ../nbs/2_data/23_food_shapes.ipynb #abe2e37b
 class Canvas:
     "An image in the making: color and height of every pixel, and where the camera stands."
     def __init__(self, rng: Rng, size: int):
@@ -71,24 +77,21 @@ class Canvas:
         ImageDraw.Draw(image).polygon((self.size * np.stack([x, y], axis=1)).ravel().tolist(), fill=255)
         return image
 
-# %% ../nbs/2_data/23_food_shapes.ipynb #abe2e37b
-def paint(canvas: Canvas, outline: np.ndarray, color, second=None, rise=0.0, rough=0.0, opacity=1.0, clip=None):
-    "Fill an outline with color and height; `second` is mixed in by the cloud, `clip` is a mask to stay in."
-    inside = canvas.mask(outline)
-    inside = ImageChops.multiply(inside, clip or inside)
-    left, top, right, bottom = inside.getbbox() or (0, 0, 1, 1)
-    old, cloud = canvas.layers[:, top:bottom, left:right], canvas.cloud[top:bottom, left:right]
-    fresh = jitter_color(canvas.rng, color)
-    other = jitter_color(canvas.rng, second) if second else fresh
-    new = np.concatenate([fresh + (other - fresh) * np.clip(0.5 + cloud, 0, 1), old[3:] + rise + rough * cloud])
-    weight = opacity / 255 * np.asarray(inside, np.float32)[top:bottom, left:right]
-    old += weight * (new - old)
-
-def place(canvas: Canvas, shape: Shape, spot=0j, size=1.0, angle=None, **common):
-    "Paint all parts of a shape, one on top of the other; `common` holds arguments of `paint` for all of them."
-    angle = canvas.rng.uniform(0, 6.3) if angle is None else angle
-    for outline, style in shape:
-        paint(canvas, spot + size * np.exp(1j * angle) * outline, **(style | common))
+    def paint(self, shape: list[Part], spot=0j, size=1.0, angle=None, clip: Image.Image | None = None) -> Image.Image:
+        "Paint all parts of a shape, one on top of the other, but only inside the mask `clip`; the last part's mask."
+        inside, turn = Image.new("L", (1, 1)), np.exp(1j * (self.rng.uniform(0, 6.3) if angle is None else angle))
+        for part in shape:
+            outline = superellipse(self.rng, part.width, part.height, part.wobble, part.power)
+            inside = self.mask(spot + size * turn * (part.spot + np.exp(1j * part.angle) * outline))
+            inside = ImageChops.multiply(inside, clip or inside)
+            left, top, right, bottom = inside.getbbox() or (0, 0, 1, 1)
+            old, cloud = self.layers[:, top:bottom, left:right], self.cloud[top:bottom, left:right]
+            color = jitter_color(self.rng, part.color)
+            other = jitter_color(self.rng, part.second) if part.second else color
+            mixed = color + (other - color) * np.clip(0.5 + cloud, 0, 1)
+            new = np.concatenate([mixed, old[3:] + part.rise + part.rough * cloud])
+            old += np.asarray(inside, np.float32)[top:bottom, left:right] / 255 * (new - old)
+        return inside
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #aaaeb448
 def light(canvas: Canvas) -> np.ndarray:
@@ -116,14 +119,6 @@ def camera(scene: np.ndarray, rng: Rng) -> Image.Image:
 # %% ../nbs/2_data/23_food_shapes.ipynb #2d08b467
 TABLES = [(150, 98, 58), (188, 140, 92), (104, 66, 44), (178, 84, 74), (84, 106, 140), (112, 134, 106), (214, 196, 160)]
 
-def disk(rng: Rng, color, size=1.0, wobble=0.03, **style):
-    return superellipse(rng, size, wobble=wobble), dict(color=color, **style)
-
-def stick(rng: Rng, color, length, width, spot=0j, angle=0.0, bend=0.1, **style):
-    t = np.linspace(-0.5, 0.5, 16)
-    path = length * (t + 1j * bend * rng.normal() * (0.25 - t**2))
-    return np.exp(1j * angle) * stroke_outline(path, width) + spot, dict(color=color, **style)
-
 def draw_background(canvas: Canvas) -> None:
     "A table of wood, cloth or stone, and on most of them a plate or a board."
     rng, veins = canvas.rng, noise(canvas.rng, canvas.size, 4)
@@ -136,20 +131,17 @@ def draw_background(canvas: Canvas) -> None:
     stone = 0.12 * canvas.cloud - 0.3 * np.exp(-14 * np.abs(veins))
     canvas.layers[:3] = jitter_color(rng, TABLES) * (1 + choice(rng, (wood, cloth, stone)))
     glaze = choice(rng, [(238, 236, 230), (52, 56, 62), (96, 112, 130), (196, 178, 150)])
-    plate = [disk(rng, glaze, wobble=0, rise=0.13), disk(rng, glaze, 0.78, 0, rise=-0.06)]
-    board = [(superellipse(rng, rng.uniform(1, 1.3), 1, 0, rng.uniform(4, 12)), dict(color=TABLES, rise=0.13))]
-    place(canvas, choice(rng, (plate, plate, board, [])), size=rng.uniform(1.05, 1.35))
+    plate = [Part(glaze, wobble=0, rise=0.13), Part(glaze, 0.78, wobble=0, rise=-0.06)]
+    board = [Part(TABLES, rng.uniform(1, 1.3), 1, wobble=0, power=rng.uniform(4, 12), rise=0.13)]
+    canvas.paint(choice(rng, (plate, plate, board, [])), size=rng.uniform(1.05, 1.35))
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #945d73b0
-GARNISH = {  # name: a function that makes one; the origin is the center, the edge about 1 away
-    "leaf": lambda rng: [
-        stick(rng, (62, 112, 44), 2, [0.1, 0.6, 0.95, 1.1, 0.95, 0.6, 0.1], rise=0.05, rough=0.03),
-        stick(rng, (84, 151, 59), 2, 0.1, rise=-0.015)],
-    "tomato": lambda rng: [disk(rng, (196, 44, 32), rise=0.16), disk(rng, (214, 70, 50), 0.5)],
-    "lemon": lambda rng: [
-        disk(rng, (232, 196, 60), rise=0.08), disk(rng, (246, 236, 190), 0.88),
-        *[stick(rng, (240, 212, 96), 0.6, [0.05, 0.4, 0.5], 0.48 * np.exp(1j * a), a) for a in np.arange(8) * 0.785]],
-    "fries": lambda rng: [stick(rng, (228, 178, 84), 3, 0.45, 0.2 * k, k, rise=0.08) for k in range(-3, 4)],
+GARNISH = {  # the origin is the center, the edge about 1 away
+    "leaf": [Part((62, 112, 44), 1, 0.5, rise=0.05, rough=0.03), Part((84, 151, 59), 0.95, 0.04, rise=-0.015)],
+    "tomato": [Part((196, 44, 32), rise=0.16), Part((214, 70, 50), 0.5)],
+    "lemon": [Part((232, 196, 60), rise=0.08), Part((246, 236, 190), 0.88),
+              *[Part((240, 212, 96), 0.3, 0.2, 0.48 * np.exp(1j * a), a) for a in np.arange(8) * math.pi / 4]],
+    "fries": [Part((228, 178, 84), 1.5, 0.22, 0.2 * k, k, 0, 8, rise=0.08) for k in range(-3, 4)],
 }
 
 def render(draw, rng: Rng, size: int) -> Image.Image:
@@ -157,77 +149,73 @@ def render(draw, rng: Rng, size: int) -> Image.Image:
     canvas = Canvas(rng, 2 * size)
     draw_background(canvas)
     for spot in rng.uniform(0.85, 1.25) * np.exp(1j * rng.uniform(0, 6.3, rng.integers(0, 4))):
-        place(canvas, choice(rng, list(GARNISH.values()))(rng), spot, rng.uniform(0.14, 0.24))
+        canvas.paint(choice(rng, list(GARNISH.values())), spot, rng.uniform(0.14, 0.24))
     draw(canvas)
     return camera(light(canvas), rng)
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #b8074cde
-TOPPINGS = {  # name: how many, how large, and a function that makes one
-    "pepperoni": (10, 0.145, lambda rng: [
-        disk(rng, (134, 40, 26), rise=0.05), disk(rng, (168, 50, 32), 0.84, second=(228, 78, 56), rough=0.02)]),
-    "olive": (14, 0.075, lambda rng: [
-        disk(rng, [(44, 38, 44), (98, 104, 46)], rise=0.07), disk(rng, (200, 120, 70), 0.4, rise=-0.07)]),
-    "pepper": (10, 0.15, lambda rng: [stick(rng, [(74, 122, 48), (228, 170, 44)], 2, 0.4, bend=2, rise=0.06)]),
+TOPPINGS = {  # name: how many, how large, and the shape
+    "pepperoni": (10, 0.145, [Part((134, 40, 26), rise=0.05), Part((168, 50, 32), 0.84, second=(228, 78, 56))]),
+    "olive": (14, 0.075, [Part([(44, 38, 44), (98, 104, 46)], rise=0.07), Part((200, 120, 70), 0.4, rise=-0.07)]),
+    "pepper": (10, 0.15, [Part([(74, 122, 48), (228, 170, 44)], 1, 0.2, wobble=0.2, rise=0.06)]),
     "basil": (7, 0.16, GARNISH["leaf"]),
 }
 
 def draw_pizza(canvas: Canvas) -> None:
     "A pizza with one to three toppings: whole, cut, or with a part missing."
     rng, before = canvas.rng, canvas.layers.copy()
-    sauce = superellipse(rng, rng.uniform(0.8, 0.9))
-    clip = canvas.mask(sauce)
-    paint(canvas, superellipse(rng), (214, 158, 92), (158, 98, 50), rise=0.2, rough=0.03)
-    paint(canvas, sauce, (176, 52, 26), (206, 88, 40), rise=-0.13, rough=0.015)
-    cheese: dict = dict(color=(240, 212, 138), second=(226, 166, 90), rise=0.035, rough=0.03, clip=clip)
+    crust = Part((214, 158, 92), second=(158, 98, 50), rise=0.2, rough=0.03)
+    sauce = Part((176, 52, 26), rng.uniform(0.8, 0.9), second=(206, 88, 40), rise=-0.13, rough=0.015)
+    clip = canvas.paint([crust, sauce])
+    cheese = Part((240, 212, 138), wobble=0.1, second=(226, 166, 90), rise=0.035, rough=0.03)
     for spot in scatter(rng, 9, 0.75) if rng.random() < 0.5 else [0j]:  # islands, or one sheet
-        paint(canvas, superellipse(rng, rng.uniform(0.14, 0.26) if spot else 0.82, wobble=0.1) + spot, **cheese)
+        canvas.paint([cheese], spot, rng.uniform(0.14, 0.26) if spot else 0.82, clip=clip)
     for name in rng.permutation(list(TOPPINGS))[:rng.integers(1, 4)]:
-        count, size, make = TOPPINGS[name]
+        count, size, shape = TOPPINGS[name]
         for spot in scatter(rng, int(count * rng.uniform(0.6, 1.1)), 0.75):
-            place(canvas, make(rng), spot, size * rng.uniform(0.85, 1.15), clip=clip)
+            canvas.paint(shape, spot, size * rng.uniform(0.85, 1.15), clip=clip)
     start, slices = rng.uniform(0, 6.3), choice(rng, (6, 8))
     for k in range(slices // 2 if rng.random() < 0.6 else 0):
-        place(canvas, [stick(rng, (120, 62, 34), 2.1, 0.022, rise=-0.06)], angle=start + k * 2 * math.pi / slices)
+        canvas.paint([Part((120, 62, 34), 1.05, 0.011, rise=-0.06)], angle=start + k * 2 * math.pi / slices)
     if rng.random() < 0.3:
         stop = start + rng.integers(1, 4) * 2 * math.pi / slices
         missing = canvas.mask(np.append(3 * np.exp(1j * np.linspace(start, stop, 16)), 0))
         canvas.layers += np.asarray(missing, np.float32) / 255 * (before - canvas.layers)
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #3deb77e6
+SLICE = [Part((98, 58, 40), 0.2, 0.5, power=3, second=(54, 32, 24), rise=0.1), Part((196, 90, 82), 0.14, 0.42, power=3)]
+
 def draw_steak(canvas: Canvas) -> None:
     "A steak with a rim of fat: raw, seared or grilled; whole or sliced."
     rng, raw = canvas.rng, canvas.rng.random() < 0.2
     width, height = choice(rng, ((1.03, 0.76), (1.12, 0.56), (0.74, 0.65), (1.06, 0.7)))
-    outline = superellipse(rng, width, height, 0.06)
-    outline = outline + 1j * rng.uniform(0.1, 0.4) * (np.real(outline) ** 2 - 0.4)
-    meat = outline * rng.uniform(0.9, 0.95) + 0.04 * np.exp(1j * rng.uniform(0, 6.3))
-    clip, first = canvas.mask(meat), rng.uniform(0, 6.3)
-    paint(canvas, outline, (224, 188, 140), (172, 120, 76), rise=0.2, rough=0.02)
     color, second = ((150, 44, 44), (190, 84, 76)) if raw else ((156, 96, 60), (72, 42, 30))
-    paint(canvas, meat, color, second, rise=0.02, rough=0.03)
-    for angle in () if raw else choice(rng, ((), (first,), (first, first + 1.3))):  # grill marks
-        bars = [stick(rng, (30, 18, 14), 2.4, 0.07, 1j * y) for y in np.arange(-1.1, 1.1, rng.uniform(0.16, 0.3))]
-        place(canvas, bars, angle=angle, opacity=0.75, rise=-0.025, clip=clip)
-    for k in range(rng.integers(3, 6) if rng.random() < 0.4 else 0):  # slices
-        crust = (superellipse(rng, 0.2, 0.5, power=3), dict(color=(98, 58, 40), second=(54, 32, 24), rise=0.1))
-        inside = (superellipse(rng, 0.14, 0.42, power=3), dict(color=(196, 90, 82)))
-        place(canvas, [crust, inside], 0.28 * k - 0.6, angle=rng.normal(0, 0.1))
+    fat = Part((224, 188, 140), width, height, wobble=0.07, second=(172, 120, 76), rise=0.2, rough=0.02)
+    side, angle = 0.07 * np.exp(1j * rng.uniform(0, 6.3)), rng.uniform(0, 6.3)
+    meat = Part(color, 0.93 * width, 0.93 * height, side, wobble=0.05, second=second, rise=0.02, rough=0.03)
+    clip = canvas.paint([meat], angle=angle, clip=canvas.paint([fat], angle=angle))
+    first, gap = rng.uniform(0, 6.3), rng.uniform(0.16, 0.3)
+    bars = [Part((48, 28, 22), 1.2, 0.03, 1j * y, rise=-0.025) for y in np.arange(-1.1, 1.1, gap)]
+    for turn in () if raw else choice(rng, ((), (first,), (first, first + 1.3))):  # grill marks
+        canvas.paint(bars, angle=turn, clip=clip)
+    for k in range(rng.integers(3, 6) if rng.random() < 0.4 else 0):
+        canvas.paint(SLICE, 0.28 * k - 0.6, angle=rng.normal(0, 0.1))
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #22394c5d
-RICE, SEAWEED = dict(color=(238, 232, 220), second=(200, 194, 182), rough=0.015), dict(color=(29, 37, 33))
+RICE, SEAWEED = Part((238, 232, 220), second=(200, 194, 182), rough=0.015), Part((29, 37, 33))
 FILLINGS = [(232, 124, 74), (176, 44, 52), (240, 204, 96), (236, 176, 146), (136, 172, 84), (164, 190, 96)]
 
-def sushi_piece(rng: Rng, kind: str, colors: list[Color]) -> Shape:
+def sushi_piece(kind: str, colors: list[Color]) -> list[Part]:
     "A roll with seaweed outside (maki) or inside (uramaki), or rice with a slice of fish (nigiri)."
     if kind == "nigiri":
-        stripes = [stick(rng, (246, 200, 160), 0.95, 0.07, x, 1.2) for x in np.arange(-0.75, 0.8, 0.3)]
-        fish = (superellipse(rng, 1.1, 0.5, power=3), dict(color=colors[0], rise=0.1))
-        return [(superellipse(rng, 1.15, 0.55, power=3), RICE | dict(rise=0.2)), fish, *stripes]
+        fish = Part(colors[0], 1.1, 0.5, power=3, rise=0.1)
+        stripes = [Part((246, 200, 160), 0.47, 0.035, x, 1.2, power=8) for x in np.arange(-0.75, 0.8, 0.3)]
+        return [RICE._replace(width=1.15, height=0.55, power=3, rise=0.2), fish, *stripes]
     outer, inner, share = (SEAWEED, RICE, 0.87) if kind == "maki" else (RICE, SEAWEED, 0.6)
     away, size = (0.27, 0.25) if len(colors) > 1 else (0, 0.42)
     spots = away * np.exp(2j * math.pi * np.arange(len(colors)) / len(colors))
-    return [(superellipse(rng), outer | dict(rise=0.3)), (superellipse(rng, share), inner),
-            *[(superellipse(rng, size, power=3) + spot, dict(color=c, rise=0.02)) for spot, c in zip(spots, colors)]]
+    fillings = [Part(color, size, spot=spot, power=3, rise=0.02) for spot, color in zip(spots, colors)]
+    return [outer._replace(rise=0.3), inner._replace(width=share), *fillings]
 
 def draw_sushi(canvas: Canvas) -> None:
     "Several pieces of one kind in rows, all with the same filling or each with its own."
@@ -239,7 +227,7 @@ def draw_sushi(canvas: Canvas) -> None:
         if mixed or k == 0:
             colors = [FILLINGS[i] for i in rng.permutation(6)[:rng.integers(1, 4)]]
         spot = complex(k % columns - (columns - 1) / 2, k // columns - (rows - 1) / 2) + rng.normal(0, 0.04)
-        place(canvas, sushi_piece(rng, kind, colors), spot * step, 0.45 * step, 1.57 + rng.normal(0, 0.08))
+        canvas.paint(sushi_piece(kind, colors), spot * step, 0.45 * step, 1.57 + rng.normal(0, 0.08))
 
 # %% ../nbs/2_data/23_food_shapes.ipynb #bbc059bc
 FOOD_CLASSES = ("pizza", "steak", "sushi")

@@ -18,12 +18,11 @@ def _inputs_of(fn):
 
 def _tensor_lines(title, tensor):
     "What a box says about a tensor: name, value or shape, gradient if there is one."
-    grad = tensor.grad if (tensor.is_leaf or tensor.retains_grad) and not tensor.is_meta else None
-    single = tensor.dim() == 0 and not tensor.is_meta
-    lines = [("title", title), ("detail", f"= {tensor.item():.4g}" if single else str(tuple(tensor.shape)))]
-    if grad is not None:
-        norm = f"{tuple(grad.shape)}, norm {grad.norm().item():.3g}"
-        lines.append(("accent", f"grad {grad.item():.4g}" if single else f"grad {norm}"))
+    if tensor.is_meta: return [("title", title), ("detail", str(tuple(tensor.shape)))]
+    lines = [("title", title), ("detail", str(tuple(tensor.shape)) if tensor.dim() else f"= {tensor.item():.4g}")]
+    if (tensor.is_leaf or tensor.retains_grad) and tensor.grad is not None:
+        norm = f"{tuple(tensor.shape)}, norm {tensor.grad.norm().item():.3g}"
+        lines.append(("accent", f"grad {norm}" if tensor.dim() else f"grad {tensor.grad.item():.4g}"))
     return lines
 
 def _function_node(fn, names, inputs):
@@ -63,14 +62,14 @@ def _tensor_graph(output, named):
 def _unused_notes(output, named):
     "A note that lists the named tensors that the output does not depend on."
     used = {getattr(fn, "variable", fn) for fn in topological_sort(output.grad_fn, _inputs_of)}
-    unused = [name if tensor.requires_grad else f"{name}: requires_grad=False"
-              for name, tensor in named.items() if tensor not in used and tensor.grad_fn not in used]
-    shown = unused if len(unused) < 6 else [*unused[:4], f"… and {len(unused) - 4} more"]
-    return [GraphNode("note", [("title", "not in this graph"), *(("detail", s) for s in shown)])] if unused else []
+    lines = [("detail", name if tensor.requires_grad else f"{name}: requires_grad=False")
+             for name, tensor in named.items() if tensor not in used and tensor.grad_fn not in used]
+    if len(lines) > 5:
+        lines[4:] = [("detail", f"… and {len(lines) - 4} more")]
+    return [GraphNode("note", [("title", "not in this graph"), *lines])] if lines else []
 
 def _check_recorded(output):
-    if not isinstance(output, Tensor):
-        raise ValueError(f"draw_graph draws a tensor, got {type(output).__name__}: pass the loss")
+    if not isinstance(output, Tensor): raise ValueError(f"draw_graph draws a tensor, got {type(output).__name__}")
     if output.grad_fn is not None: return
     reason = "no input has requires_grad=True, or it was detached or computed inside torch.no_grad()"
     if output.requires_grad:

@@ -90,10 +90,8 @@ class ImageTransform:
     std: tuple[float, ...] = (0.5,)  # then divided by
 
     def __post_init__(self):
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 (gray) or 3 (RGB), not {self.channels}")
+        if self.image_size < 1: raise ValueError(f"image_size must be at least 1 pixel, not {self.image_size}")
+        if self.channels not in (1, 3): raise ValueError(f"channels must be 1 (gray) or 3 (RGB), not {self.channels}")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) not in (1, self.channels):

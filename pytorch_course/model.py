@@ -9,7 +9,6 @@ __all__ = ['ModelClass', 'LinearRegressionModel', 'LinearRegressionModelV2', 'Ne
 # %% ../nbs/02_model.ipynb #4385a135
 import inspect
 from typing import TypeVar
-
 import torch
 from torch import nn
 
@@ -46,8 +45,7 @@ class NeuralNetwork(nn.Module):
         self.flatten = nn.Flatten()
         self.linear_relu_stack = nn.Sequential(
             nn.Linear(input_shape * image_size * image_size, 512), nn.ReLU(),
-            nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, output_shape),
-        )
+            nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, output_shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear_relu_stack(self.flatten(x))
@@ -66,8 +64,7 @@ def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=3), nn.ReLU(),
         nn.Conv2d(out_channels, out_channels, kernel_size=3), nn.ReLU(),
-        nn.MaxPool2d(kernel_size=2, stride=2),
-    )
+        nn.MaxPool2d(kernel_size=2, stride=2))
 
 class TinyVGG(nn.Module):
     """`(N, input_shape, image_size, image_size)` in, logits out; `ValueError` below 16 pixels.
@@ -113,8 +110,7 @@ class Cifar10Net(nn.Module):
             nn.Conv2d(input_shape, 32, kernel_size=5, padding=2), nn.MaxPool2d(2),
             nn.Conv2d(32, 32, kernel_size=5, padding=2), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, kernel_size=5, padding=2), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(64 * side * side, 64), nn.Linear(64, output_shape),
-        )
+            nn.Flatten(), nn.Linear(64 * side * side, 64), nn.Linear(64, output_shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x)
@@ -183,6 +179,6 @@ def summary(
     "Layers, output shapes, parameters as a table, by torchinfo; the model is left as it was."
     import torchinfo
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    style: dict = {"row_settings": ("var_names",), "verbose": 0}
-    style["col_names"] = ("output_size", "num_params", "mult_adds")
-    return torchinfo.summary(model, input_shape, device=device, **style)
+    columns = ["output_size", "num_params", "mult_adds"]
+    return torchinfo.summary(
+        model, input_shape, device=device, col_names=columns, row_settings=["var_names"], verbose=0)

@@ -64,9 +64,9 @@ def plot_loss_curves(
     kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + has_accuracy]
     figure, axes = subplots(1, len(kinds), figsize=(3.6 * len(kinds), 2.8))
     for ax, (kind, title) in zip(axes.flat, kinds):
-        for split, style in (("train", "o-"), ("test", "s--"), ("valid", "s--")):
+        for split in ("train", "test", "valid"):
             if f"{split}_{kind}" in results:
-                ax.plot(epochs, results[f"{split}_{kind}"], style, markersize=3, label=split)
+                ax.plot(epochs, results[f"{split}_{kind}"], ".-", label=split)
         ax.set(title=title, xlabel="epoch", ylabel=title.lower())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
@@ -82,16 +82,15 @@ def plot_regression(
     predictions: torch.Tensor | None = None,  # what a model gives for `test_data`; `None`: only the data
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
     "Scatter plot of training data, test data and predictions. Raises `ValueError` when numbers of points do not match."
-    groups = {"training data": (train_data, train_labels, "tab:blue", "o")}
-    groups["test data"] = (test_data, test_labels, "tab:green", "s")
+    groups = {"training data": (train_data, train_labels, "o"), "test data": (test_data, test_labels, "s")}
     if predictions is not None:
-        groups["predictions"] = (test_data, predictions, "tab:red", "x")
+        groups["predictions"] = (test_data, predictions, "x")
     figure, axes = subplots(figsize=(6, 3.4))
-    for name, (data, labels, color, marker) in groups.items():
+    for name, (data, labels, marker) in groups.items():
         x, y = (torch.as_tensor(values).detach().cpu().flatten() for values in (data, labels))
         if len(x) != len(y):
             raise ValueError(f"{name}: {len(x)} inputs, but {len(y)} values; there must be one number per sample")
-        axes[0, 0].scatter(x.numpy(), y.numpy(), s=14, c=color, marker=marker, label=name)
+        axes[0, 0].scatter(x.numpy(), y.numpy(), s=14, marker=marker, label=name)
     axes[0, 0].set(title="Data" if predictions is None else "Data and predictions", xlabel="x", ylabel="y")
     axes[0, 0].grid(alpha=0.3)
     axes[0, 0].legend()
