@@ -89,9 +89,7 @@ def _with_underscores(argv: list[str]) -> list[str]:
     return flags + argv[end:]
 
 # %% ../nbs/4_tools/49_command_line.ipynb #3947d56c
-def user_message(
-    error: BaseException | Warning | str,  # or its text
-) -> str:  # one line
+def user_message(error: BaseException | Warning | str) -> str:
     "What the user of a command needs of a message, without the advice that is for those who write code."
     text = str(error)
     if isinstance(error, OSError) and error.filename:

@@ -36,9 +36,7 @@ class Finding:
         if self.fails: return "FAILS"
         return "hint" if self.hint else "ok"
 
-def format_report(
-    findings: list[Finding],  # as `diagnose` returns them
-) -> str:  # a line for each finding, below it the problem with its advice; at the end the sum of it all
+def format_report(findings: list[Finding]) -> str:
     "The findings as aligned text for a person."
     lines = []
     for finding in findings:

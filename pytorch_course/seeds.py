@@ -69,9 +69,7 @@ def get_rng_state() -> dict:  # tensors, numbers, strings and lists only
         state["mps"] = torch.mps.get_rng_state()
     return state
 
-def set_rng_state(
-    state: dict,  # from `get_rng_state`, perhaps of another process
-):
+def set_rng_state(state: dict):
     "Set the state of all random generators; states of GPUs that this computer does not have are ignored."
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))

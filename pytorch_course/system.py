@@ -76,9 +76,7 @@ def free_disk_space(
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 # %% ../nbs/1_basics/11_system.ipynb #9bc807e7
-def suggest_num_workers(
-    cached: bool,  # the images are decoded once and kept
-) -> int:  # for `DataLoader(num_workers=...)`
+def suggest_num_workers(cached: bool) -> int:
     "How many processes should prepare batches: 0 without much work or a free core, or where forking is not safe."
     start = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     if cached or cpu_count() <= 2 or start != "fork" or sys.version_info >= (3, 12): return 0

@@ -19,9 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .files import atomic_write
 
 # %% ../nbs/2_data/26_text.ipynb #9ad5ca36
-def read_text(
-    path: str | Path,  # a UTF-8 text file
-) -> str:
+def read_text(path: str | Path) -> str:
     "Content of a file. Raises `ValueError` with its name when it is not UTF-8 text."
     try:
         return Path(path).read_text(encoding="utf-8-sig")

@@ -185,10 +185,7 @@ class Trainer(_Evaluation):
                 hook(self)
 
 # %% ../nbs/3_training/31_trainer.ipynb #02e16d69
-def copy_trainer(
-    trainer: Trainer,  # stays as it is
-    callbacks: Iterable[Callback] = (),  # of the copy
-) -> Trainer:
+def copy_trainer(trainer: Trainer, callbacks: Iterable[Callback] = ()) -> Trainer:
     "A trainer with copies of all models and optimizers, no history, and callbacks of its own."
     kinds = nn.Module, torch.optim.Optimizer
     parts = {name: value for name, value in vars(trainer).items() if isinstance(value, kinds)}

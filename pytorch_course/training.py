@@ -63,13 +63,11 @@ class TopKAccuracy:
 # %% ../nbs/04_training.ipynb #dea70441
 def is_class_loss(loss_fn: Callable | None) -> bool:
     "Whether the labels of this loss are classes: cross entropy and negative log-likelihood."
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss)): return True
-    return loss_fn in (F.cross_entropy, F.nll_loss)
+    kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
+    return isinstance(loss_fn, kinds) or loss_fn in (F.cross_entropy, F.nll_loss)
 
-def default_metrics(
-    loss_fn: Callable,  # decides what makes sense
-) -> dict[str, Callable]:  # name -> metric
-    "Accuracy for losses of classes and of yes-or-no questions; nothing for other losses."
+def default_metrics(loss_fn: Callable) -> dict[str, Callable]:
+    "By name: accuracy for losses of classes and of yes-or-no questions; nothing for other losses."
     if is_class_loss(loss_fn): return {"acc": accuracy}
     if isinstance(loss_fn, nn.BCEWithLogitsLoss): return {"acc": binary_accuracy}
     if loss_fn is F.binary_cross_entropy_with_logits: return {"acc": binary_accuracy}

@@ -26,9 +26,7 @@ class ModelFileError(ValueError):
     "A file that is not a usable model; the message names it and says what it is."
 
 @contextmanager
-def explain_file_errors(
-    source: str | Path,  # what is being loaded
-) -> Iterator[None]:
+def explain_file_errors(source: str | Path) -> Iterator[None]:
     "Whatever is wrong with a file, say it in one `ModelFileError` that names it."
     try:
         yield
