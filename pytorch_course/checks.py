@@ -264,5 +264,6 @@ class Checks(Callback):
             check_gradients(trainer.model, self.ignore)
 
     def after_epoch(self, trainer):
-        self._check_losses(trainer, trainer.steps)
+        if self.losses:  # none if a run was resumed at the end of an epoch
+            self._check_losses(trainer, trainer.steps)
         check_constant_loss(self.losses, self.ignore)
