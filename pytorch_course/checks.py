@@ -64,8 +64,9 @@ def check_batch(
     takes_integers = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
     fits = torch.float64 not in (X.dtype, wanted) if is_float else takes_integers  # half precision: autocast's affair
     if X.dtype == wanted or fits or X.is_complex(): return
+    advice = f"the same type: X = X.to({wanted})" if is_float else None
     report.error("float64" if is_float else "integer_input", _try_forward(model, X) is None,
-                 f"the input is {X.dtype}, the model's weights are {wanted}")
+                 f"the input is {X.dtype}, the model's weights are {wanted}", advice)
 
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
 def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: CheckReport):
@@ -81,7 +82,7 @@ def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: C
         shape: "class indices, and these look one-hot: y = y.argmax(dim=1)",
         (shape[0], 1): f"shape {expected}: y = y.squeeze(1)",
         shape[:-1]: f"the classes in dimension 1: logits.{swap}, or logits.flatten(0, -2) and y.flatten()",
-    }.get(tuple(y.shape))
+    }.get(tuple(y.shape), f"shape {expected}: one class index for each prediction")
     received = f"labels of shape {tuple(y.shape)} and type {y.dtype} for outputs of shape {shape}"
     report.error("label_shape", y.shape != expected, received, advice)
     report.error("label_dtype", y.dtype not in (torch.int64, torch.uint8), received)
@@ -96,13 +97,15 @@ _REGRESSION = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, F.l1_loss, 
 
 def _check_number_loss(outputs: torch.Tensor, y: torch.Tensor, kind, report: CheckReport):
     shape, target_shape = tuple(outputs.shape), tuple(y.shape)
-    advice = {(*target_shape, 1): "y = y.unsqueeze(-1)", target_shape[:-1]: "y = y.squeeze(-1)"}.get(shape)
+    advice = None
+    if shape == (*target_shape, 1) or (*shape, 1) == target_shape:
+        advice = f"the same shape: y = y.{'un' if len(shape) > len(target_shape) else ''}squeeze(-1)"
     report.error("target_shape", shape != target_shape, f"outputs of shape {shape}, targets {target_shape}", advice)
     mixed = y.is_floating_point() and outputs.dtype != y.dtype and torch.float64 in (outputs.dtype, y.dtype)
     report.error("target_dtype", mixed or (kind in _BINARY and not y.is_floating_point()),
                  f"targets of type {y.dtype} for outputs of type {outputs.dtype}")
-    low, high = y.min().item(), y.max().item()
-    report.error("target_range", kind in _BINARY and (low < 0 or high > 1), f"targets from {low:g} to {high:g}")
+    if kind in _BINARY:
+        report.error("target_range", y.min() < 0 or y.max() > 1, f"targets from {y.min():g} to {y.max():g}")
     node = outputs.grad_fn  # the operation that made the outputs
     while node is not None and node.name().startswith(("Squeeze", "Unsqueeze", "View", "Reshape", "Select", "Unsafe")):
         node = node.next_functions[0][0]
@@ -259,5 +262,6 @@ class Checks(Callback):
             check_gradients(trainer.model, self.ignore)
 
     def after_epoch(self, trainer):
-        self._check_losses(trainer, trainer.steps)
+        if self.losses:  # none if a run was resumed at the end of an epoch
+            self._check_losses(trainer, trainer.steps)
         check_constant_loss(self.losses, self.ignore)
