@@ -40,10 +40,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 @contextmanager
-def open_image_header(
-    path: str | Path,  # an image file
-) -> Iterator[Image.Image]:  # mode and size are known, the pixels are not decoded yet
-    "Open an image file. Switches off Pillow's warning about large images: `open_image` has its own, lower limit."
+def open_image_header(path: str | Path) -> Iterator[Image.Image]:
+    "Open an image file: mode and size are known, the pixels are not decoded. Pillow's warning of large ones is off."
     # Not `catch_warnings` around each image: it makes Python forget which other warnings it has shown already.
     if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -44,10 +44,8 @@ def derive_seeds(
     return mixed >> np.uint64(32)
 
 # %% ../nbs/1_basics/10_seeds.ipynb #1cbb49c2
-def seed_generators(
-    seed: int,  # from 0 to 2**32 - 1, for example from `derive_seed`
-):
-    "Seed the generators of Python, NumPy and PyTorch; on a CPU in about 10 microseconds."
+def seed_generators(seed: int):
+    "Seed the generators of Python, NumPy and PyTorch with a number from 0 to 2**32 - 1; in about 10 microseconds."
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
