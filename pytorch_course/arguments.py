@@ -28,8 +28,9 @@ def _name(value) -> str:
 # %% ../nbs/3_training/30c_arguments.ipynb #0a8547ac
 def check_trainer_arguments(model, loss_fn, optimizer, metrics):
     "Raises `TypeError` or `ValueError` for arguments of `Trainer` that cannot work."
-    if isinstance(loss_fn, torch.optim.Optimizer):
-        raise TypeError("loss_fn is an optimizer; the order is Trainer(model, loss_fn, optimizer)")
+    for name, value, kind in (("model", model, nn.modules.loss._Loss), ("loss_fn", loss_fn, torch.optim.Optimizer)):
+        if isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}; the order is Trainer(model, loss_fn, optimizer)")
     _require("model", model, nn.Module, "an nn.Module")
     _require("loss_fn", loss_fn, Callable, "a function")
     if optimizer is not None:

@@ -139,9 +139,9 @@ class _Saving(Callback):
             path, extra = self.found
             _compare_facts(path, extra, self.facts)
             trainer.load_state_dict(extra["trainer"])
-            message = f"resumed from {path.name}: {trainer.epoch} epochs and {trainer.batch_index} batches were done"
+            message = f"resumed from {path.name}: epochs done {trainer.epoch}, batches done {trainer.batch_index}"
             if trainer.should_stop or trainer.epoch >= trainer.end_epoch:
-                message += f"; nothing to do: the run ended after {trainer.epoch} epochs"
+                message += "; nothing to do: the run has ended"
         if self.resume and trainer.progress:
             print(message, flush=True)
 

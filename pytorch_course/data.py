@@ -9,7 +9,6 @@ __all__ = ['IMAGE_EXTENSIONS', 'write_digits', 'ImageFolder', 'find_splits', 'in
 # %% ../nbs/01_data.ipynb #710fdc07
 import multiprocessing
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from .images import open_image, open_image_header
-from .system import suggest_num_workers
 
 # %% ../nbs/01_data.ipynb #2c9def90
 def write_digits(
@@ -174,7 +172,7 @@ def worker_options(
     "Workers that stay from epoch to epoch, cannot hang forever, and start safely."
     if num_workers == 0: return {}
     is_fork = multiprocessing.get_start_method(allow_none=True) in (None, "fork")  # or not chosen
-    context = "spawn" if is_fork and sys.version_info >= (3, 12) else None  # `None`: the usual one
+    context = "spawn" if is_fork else None  # a copy of a process with threads could hang
     return dict(persistent_workers=True, timeout=timeout, multiprocessing_context=context)
 
 # %% ../nbs/01_data.ipynb #093bb890
@@ -183,7 +181,7 @@ def create_dataloaders(
     test_dir: str | Path,  # folder of class folders to test on
     transform: Callable,  # image to tensor, for training; and for testing without `test_transform`
     batch_size: int,  # images per batch
-    num_workers: int | None = None,  # processes that prepare batches; `None`: as many as help here
+    num_workers: int = 0,  # processes that prepare batches; 0: the main one
     *,
     test_transform: Callable | None = None,  # give one whenever `transform` is random
     seed: int | None = None,  # of the training order; `None`: from PyTorch's global generator
@@ -192,8 +190,6 @@ def create_dataloaders(
     collate_fn: Callable | None = None,  # samples to a batch; `None`: PyTorch's
 ) -> tuple[DataLoader, DataLoader, list[str]]:  # training loader, test loader, class names
     "Batches `X (N, C, H, W)`, `y (N,)`. Raises as `ImageFolder`; `ValueError` if classes differ."
-    if num_workers is None:
-        num_workers = suggest_num_workers(cached=False)
     train_dataset = dataset_class(train_dir, transform)
     test_dataset = dataset_class(test_dir, test_transform or transform)
     different = sorted(set(train_dataset.classes) ^ set(test_dataset.classes))

@@ -144,7 +144,7 @@ def plot_confident_mistakes(
 @dataclass(repr=False, eq=False)
 class EvaluationResult:
     "What there is to know about a classifier on one data set; prints as its accuracy, loss and report."
-    accuracy: float  # share of right answers in 0..1
+    accuracy: float  # share of correct predictions in 0..1
     loss: float | None  # mean over all samples, if a `loss_fn` was given
     matrix: torch.Tensor  # confusion matrix `(C, C)`, rows are true classes
     report: pd.DataFrame  # precision, recall, F1 and support of every class
@@ -157,10 +157,10 @@ class EvaluationResult:
         return dict(accuracy=self.accuracy, loss=self.loss, classes=rows, confusion_matrix=self.matrix.tolist())
 
     def __repr__(self) -> str:
-        right = self.matrix.diagonal().sum().item()
+        correct = self.matrix.diagonal().sum().item()
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         table = self.report.reset_index().to_string(index=False, na_rep="-", float_format="{:.3f}".format)
-        return f"accuracy {self.accuracy:.1%} ({right:,} of {len(self.y):,} right){loss}\n{table}"
+        return f"accuracy {self.accuracy:.1%} ({correct:,} of {len(self.y):,} correct){loss}\n{table}"
 
 def evaluate_model(
     model: nn.Module,  # gives logits `(N, C)`

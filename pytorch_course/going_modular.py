@@ -139,7 +139,7 @@ def train(
     hidden_units: Size = 10,  # channels of TinyVGG's convolutions
     image_size: Size | None = None,  # height and width in pixels (default: the model's own)
     device: str | None = None,  # cpu, cuda, cuda:1, mps ... (default: the best one there is)
-    num_workers: NonNegativeInt | None = None,  # processes that read images (default: if they help)
+    num_workers: NonNegativeInt = 0,  # processes that read images; 0: the main one
     no_cache: bool = False,  # decode every image in every epoch; the same result, slower
     draft: bool = False,  # decode large JPEGs at reduced size: faster, pixels differ slightly
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",  # mixed precision needs hardware for it
@@ -199,7 +199,8 @@ def evaluate(
     dataset = folders.ImageFolder(place, info.transform)
     if dataset.classes != info.class_names:
         raise ValueError(f"{place} has the classes {dataset.classes}, not {info.class_names}")
-    dataloader = DataLoader(dataset, 64, num_workers=num_workers)
+    options = folders.worker_options(num_workers)
+    dataloader = DataLoader(dataset, 64, num_workers=num_workers, **options)
     result = evaluation.evaluate_model(network, dataloader, info.class_names, best_device)
     evaluation.plot_confusion_matrix(result.matrix, info.class_names).savefig(file, dpi=150)
     text = f"{result}\n\nconfusion matrix: {file}"

@@ -30,7 +30,7 @@ from .data import ImageFolder, create_dataloaders
 from .files import progress_bar_options, remove_stale_files
 from .images import ImageTransform, open_image
 from .seeds import derive_seeds
-from .system import available_memory, cpu_count, suggest_num_workers
+from .system import available_memory, cpu_count
 
 # %% ../nbs/2_data/28_image_cache.ipynb #bbb047ab
 _LARGE_FILE = 20_000  # bytes; from this size on several threads decode faster than one
@@ -262,7 +262,7 @@ def create_cached_dataloaders(
     test_dir: str | Path,  # folder of class folders to test on
     transform: Callable,  # image to tensor; cached if it is an `ImageTransform`, for training and for testing
     batch_size: int,  # images per batch
-    num_workers: int | None = None,  # processes that prepare batches; `None`: as many as help here
+    num_workers: int = 0,  # processes that prepare batches; 0: the main one
     *,
     seed: int | None = None,  # of the training order; `None`: from PyTorch's global generator
     timeout: float = 120,  # seconds to wait for a worker's batch; 0: forever
@@ -275,8 +275,6 @@ def create_cached_dataloaders(
     is_cached = type(transform) is ImageTransform
     if not is_cached and (augment is not None or draft):
         raise ValueError(f"augment and draft need an ImageTransform, not {transform!r}; or add them to your transform")
-    if num_workers is None:
-        num_workers = suggest_num_workers(cached=is_cached and bool(cache))
     cached_folder = partial(CachedImageFolder, cache=cache, draft=draft, budget_bytes=budget_bytes)
     train_dataloader, test_dataloader, class_names = create_dataloaders(
         train_dir, test_dir, transform, batch_size, num_workers, seed=seed, timeout=timeout,

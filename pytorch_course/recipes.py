@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 import torch
 from torch import nn
-from .arguments import check_trainer_arguments
+from .arguments import check_callbacks, check_trainer_arguments
 from .augmentation import RandomFlipCrop
 from .callbacks import EarlyStopping, OneCycle
 from .checkpoints import CheckpointManager, Checkpoints
@@ -41,7 +41,7 @@ def fit(
     resume: bool = False,  # continue from the newest checkpoint there, if there is one
     patience: int | None = None,  # stop after so many epochs without improvement
     precision: str = "fp32",  # or `"bf16"`, `"fp16"`: most of the computation in 16 bits
-    channels_last: bool | None = None,  # memory format; `None`: what is faster; `False`: bit-identical to a plain loop
+    channels_last: bool | None = None,  # memory format; `None`: what is faster; `False`: that of a plain loop
     compile: bool = False,  # compile the model; pays for long runs
     ignore: Collection[str] = (),  # names of checks that are accepted, see `pytorch_course.checks.CHECKS`
     callbacks: Iterable[Callback] = (),  # further ones
@@ -51,6 +51,7 @@ def fit(
     if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir")
     loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     check_trainer_arguments(model, loss_fn, optimizer, metrics)
+    check_callbacks(callbacks, Callback)
     chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), KeepMemory(), PrefetchToDevice()]
     if channels_last is not False:
         chosen.append(ChannelsLast())

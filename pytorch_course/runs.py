@@ -179,4 +179,4 @@ def describe_performance(model, dataloaders: list, settings: list[str]) -> str:
     decoded = f"once ({size:,.1f} MB in {places})" if len(caches) == len(dataloaders) else "in every epoch"
     channels_last = any(p.ndim == 4 and not p.is_contiguous() for p in model.parameters())
     parts = [f"images decoded {decoded}", *(["channels_last"] if channels_last else []), *settings]
-    return ", ".join([*parts, f"{torch.get_num_threads()} threads", f"{dataloaders[0].num_workers} workers"])
+    return ", ".join([*parts, f"threads {torch.get_num_threads()}", f"workers {dataloaders[0].num_workers}"])

@@ -15,6 +15,7 @@ from .hooks import Callback
 # %% ../nbs/3_training/33a_worker_errors.ipynb #7b1161ca
 class DataLoaderWorkerError(RuntimeError):
     "A worker process of a dataloader has died, or does not answer; the message says what to do."
+
 _FEWER = "use fewer workers (num_workers=0 needs none)"
 _DIED = f"a worker process has died, most often because memory ran out: {_FEWER} or smaller batches"
 _WORKER_ERRORS = {  # what PyTorch's messages contain -> what it means and what to do

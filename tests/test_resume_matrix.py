@@ -311,7 +311,7 @@ def test_nothing_to_do_is_said(tmp_path, capsys):
 
     run(resume=False)
     run(resume=True)
-    assert "nothing to do: the run ended after 1 epochs" in capsys.readouterr().out
+    assert "nothing to do: the run has ended" in capsys.readouterr().out
 
 
 def test_going_back_behind_a_damaged_checkpoint(tmp_path):

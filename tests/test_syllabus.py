@@ -197,7 +197,6 @@ APIS = {
     "tensors.seed_everything": ["seed"],
     "tensors.describe": ["tensor"],
     "system.cpu_count": [],
-    "system.suggest_num_workers": ["cached"],
     "image_cache.ImageCache": ["paths", "transform", "root"],
     "image_cache.CachedImageFolder": ["root", "transform", "target_transform"],
     "image_cache.create_cached_dataloaders": ["train_dir", "test_dir", "transform", "batch_size", "num_workers"],
