@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['check_trainer_arguments', 'check_callbacks', 'check_dataloader', 'check_fit_arguments', 'check_in_order',
-           'unpack_step', 'unpack_pair', 'to_device', 'move_modules', 'batch_size']
+           'unpack_step', 'unpack_pair', 'to_device', 'move_modules', 'evaluation_mode', 'batch_size']
 
 # %% ../nbs/3_training/30c_arguments.ipynb #f348b52a
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def check_trainer_arguments(model, loss_fn, optimizer, metrics):
         example = "torch.optim.Adam(model.parameters(), lr=1e-3)"
         _require("optimizer", optimizer, torch.optim.Optimizer, f"an optimizer such as {example}")
     reduction = getattr(loss_fn, "reduction", "mean")
-    if reduction != "mean":
+    if reduction not in ("mean", "batchmean"):
         kind = f'{type(loss_fn).__name__}(reduction="{reduction}")'
         advice = 'use reduction="mean"'
         raise ValueError(f"{kind} is no mean over the batch, so its value depends on the batch size; {advice}")
@@ -48,12 +49,14 @@ def check_trainer_arguments(model, loss_fn, optimizer, metrics):
         if not hasattr(metric, "compute") or isinstance(metric, type):
             _require(f"metrics[{name!r}]", metric, Callable, "a function or a torchmetrics object")
 
-def check_callbacks(callbacks: Iterable, base: type):
-    "Raises `TypeError` unless these are several callback objects."
+def check_callbacks(callbacks: Iterable, base: type) -> list:
+    "The callbacks as a list. Raises `TypeError` unless these are several callback objects."
     if isinstance(callbacks, base): raise TypeError(f"callbacks must be a list: [{type(callbacks).__name__}(...)]")
     _require("callbacks", callbacks, Iterable, "a list")
+    callbacks = list(callbacks)
     for callback in callbacks:
         _require("a callback", callback, base, f"an object of a subclass of {base.__name__}")
+    return callbacks
 
 # %% ../nbs/3_training/30c_arguments.ipynb #a988fe45
 def check_dataloader(name: str, dataloader: Iterable):
@@ -113,13 +116,24 @@ def to_device(batch, device: str | torch.device) -> Any:
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
-    return batch
+    return batch.to(device) if hasattr(batch, "to") else batch
 
-def move_modules(holder, device: torch.device):
+def move_modules(holder, device: torch.device) -> list[nn.Module]:
     "Move models and losses that are attributes of an object, and those among its `metrics`, to the device."
-    for value in (*vars(holder).values(), *getattr(holder, "metrics", {}).values()):
-        if isinstance(value, nn.Module):
-            value.to(device)
+    values = (*vars(holder).values(), *getattr(holder, "metrics", {}).values())
+    return [value.to(device) for value in values if isinstance(value, nn.Module)]
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[nn.Module]:
+    "Evaluation mode inside the block; afterwards every module is in the mode it was in. Gives the first model."
+    training = [module for model in models for module in model.modules() if module.training]
+    for model in models:
+        model.eval()
+    try:
+        yield models[0]
+    finally:
+        for module in training:
+            module.training = True
 
 def batch_size(batch) -> int:
     "Number of samples: the length of the first tensor in a batch of any structure; 1 if there is none."

@@ -143,7 +143,7 @@ class GradientAccumulation(Callback):
 
     def before_batch(self, trainer):
         if trainer.batch_index % self.batches == 0:
-            self.total_weight, self.scale = 0, batch_size(trainer.batch)  # which keeps gradients at their usual size
+            self.total_weight, self.scale = 0, 0
         done = trainer.batch_index + 1
         trainer.accumulating = done % self.batches != 0 and done < count_batches(trainer, self)
 
@@ -152,6 +152,7 @@ class GradientAccumulation(Callback):
             batch, weight = trainer.batch, batch_size(trainer.batch)
             if isinstance(trainer.outputs, torch.Tensor) and isinstance(batch, list | tuple) and len(batch) == 2:
                 weight = loss_weight(trainer.loss_fn, trainer.outputs, batch[1])
+            self.scale = self.scale or max(weight, 1)  # keeps gradients at their usual size
             self.total_weight += weight
             backward(loss * (weight / self.scale))
         return weighted_backward

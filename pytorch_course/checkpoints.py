@@ -160,7 +160,11 @@ class _Saving(Callback):
         path, extra = self.found
         self.found = None
         content = _collect(trainer)
+        modules = [module for model in content["models"].values() for module in model.modules()]
+        modes = [module.training for module in modules]
         load_checkpoint(path, **content)
+        for module, mode in zip(modules, modes):
+            module.training = mode
         for name, model in content["models"].items():
             for key, parameter in model.named_parameters():
                 parameter.requires_grad_(f"{name}.{key}" not in extra["frozen"])

@@ -9,14 +9,14 @@ __all__ = ['keep_freed_memory', 'KeepMemory', 'MixedPrecision', 'match_memory_fo
 # %% ../nbs/3_training/39_performance.ipynb #7a057617
 import ctypes
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 import torch
 from torch import nn
-from .arguments import to_device
-from .checks import evaluation_mode
+from .arguments import evaluation_mode, to_device
 from .hooks import Callback
 from .seeds import preserve_rng_state
 
@@ -161,9 +161,9 @@ class ChannelsLast(Callback):
         self.active = True
         try:
             with evaluation_mode(trainer.model), preserve_rng_state(device=trainer.device), torch.no_grad():
-                trainer.model(batch[0])
+                trainer.predict_step(batch)
         except Exception as error:
-            if "view size is not compatible" not in str(error): return
+            if not re.search("view size is not compatible|Cannot view a tensor", str(error)): return
             self.active = False
             self.use(trainer, torch.contiguous_format)
             message = "the model calls `view` on images, so it is trained in the default memory format, which is slower"
@@ -212,7 +212,8 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
     def arrived(batch, event):
         torch.cuda.current_stream(device).wait_event(event)
         for tensor in _tensors(batch):
-            tensor.record_stream(torch.cuda.current_stream(device))
+            if tensor.is_cuda:
+                tensor.record_stream(torch.cuda.current_stream(device))
         return batch
 
     for batch in batches:

@@ -51,7 +51,6 @@ def fit(
     if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir")
     loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     check_trainer_arguments(model, loss_fn, optimizer, metrics)
-    check_callbacks(callbacks, Callback)
     chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), KeepMemory(), PrefetchToDevice()]
     if channels_last is not False:
         chosen.append(ChannelsLast())
@@ -68,7 +67,7 @@ def fit(
     if max_lr is not None:
         chosen.append(OneCycle(max_lr, cycle_momentum=False))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
-    chosen += callbacks
+    chosen += check_callbacks(callbacks, Callback)
     trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen, progress=progress)
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer

@@ -27,7 +27,7 @@ class _SeededDataset(Dataset):
     "A dataset whose samples depend on nothing but the seed and their index, in whatever process."
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
-        while isinstance(dataset, Subset):
+        while type(dataset) is Subset:
             dataset = dataset.dataset
         self.in_batches = hasattr(dataset, "__getitems__")
         self.random = type(dataset) is not TensorDataset  # the one kind that surely draws nothing

@@ -37,14 +37,14 @@ class _Steps(Hooks):
         progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
     ):
         arguments.check_trainer_arguments(model, loss_fn, optimizer, metrics)
-        arguments.check_callbacks(callbacks, Callback)
         self.model, self.loss_fn = model, loss_fn
         self.optimizer, self.progress = optimizer, progress
         self.metrics_given = metrics is not None
         self.metrics = default_metrics(loss_fn) if metrics is None else metrics
         self.device = torch.device(device or next((p.device for p in model.parameters()), "cpu"))
         defaults = [History(), ProgressBar()] if progress else [History()]
-        self.callbacks = sorted([*defaults, *callbacks], key=lambda callback: callback.order)
+        defaults += arguments.check_callbacks(callbacks, Callback)
+        self.callbacks = sorted(defaults, key=lambda callback: callback.order)
         self.history: list[dict] = []  # a row per epoch
         self.phase: str | None = None  # "train", "valid", "evaluate" or "predict"
         vars(self).update(dict.fromkeys(self.counters, 0))
@@ -80,16 +80,12 @@ class _Evaluation(_Steps):
     @contextmanager
     def in_phase(self, phase: str) -> Iterator:
         "Evaluation mode, without gradients; afterwards all is as it was."
-        before, training = self.phase, self.model.training
-        self.phase = phase
-        arguments.move_modules(self, self.device)
-        self.model.eval()
+        before, self.phase = self.phase, phase
         try:
-            with torch.inference_mode():
+            with arguments.evaluation_mode(*arguments.move_modules(self, self.device)), torch.inference_mode():
                 yield
         finally:
             self.phase = before
-            self.model.train(training)
 
     def measure(self, dataloader: Iterable, metrics: dict) -> dict[str, float]:
         "Means over all samples."
@@ -130,36 +126,37 @@ class Trainer(_Evaluation):
         train_dataloader: Iterable,  # batches to learn from
         valid_dataloader: Iterable | None = None,  # batches to measure with, after every epoch
     ) -> "pandas.DataFrame":  # a row per epoch, also those of earlier calls
-        """Train for a number of epochs.
-
-        Raises `TypeError` or `ValueError` for arguments that cannot work, without an optimizer and for empty data.
-        """
+        "Train for some epochs. Raises `TypeError` or `ValueError` for arguments that cannot work and empty data."
         arguments.check_fit_arguments(self.optimizer, epochs, train_dataloader, valid_dataloader)
         self.train_dataloader, self.valid_dataloader = train_dataloader, valid_dataloader
         self.start_epoch, self.epochs = self.epoch, epochs
         self.batch_index, self.should_stop = 0, False
         arguments.move_modules(self, self.device)
-        try:
-            self.around("fit", self.fit_epochs)()
-        finally:
-            self.phase = None
-            self.call("after_fit")
+        self.around("fit", self.fit_epochs)()
         import pandas  # here, because it takes half a second to import
         return pandas.DataFrame(self.history)
 
     def fit_epochs(self):
-        "Train, validate, and tell the callbacks."
+        "All epochs."
         self.call("before_fit")
-        while self.epoch < self.end_epoch and not self.should_stop:
-            self.phase = "train"
-            self.call("before_epoch")
-            self.train_epoch()
-            if self.valid_dataloader is not None:
-                with self.in_phase("valid"):
-                    self.valid_means = self.measure(self.valid_dataloader, self.metrics)
-            self.epoch += 1
-            self.batch_index = 0
-            self.call("after_epoch")
+        try:
+            while self.epoch < self.end_epoch and not self.should_stop:
+                self.fit_epoch()
+        finally:
+            self.phase = None
+            self.call("after_fit")
+
+    def fit_epoch(self):
+        "Train, validate, and tell the callbacks."
+        self.phase = "train"
+        self.call("before_epoch")
+        self.train_epoch()
+        if self.valid_dataloader is not None:
+            with self.in_phase("valid"):
+                self.valid_means = self.measure(self.valid_dataloader, copy.deepcopy(self.metrics))
+        self.epoch += 1
+        self.batch_index = 0
+        self.call("after_epoch")
 
     def train_epoch(self):
         "One pass over the training data."

@@ -37,9 +37,10 @@ def binary_accuracy(
     outputs: torch.Tensor,  # one output per sample, `(N,)` or `(N, 1)`
     y: torch.Tensor,  # 0 or 1, in the same shape
     threshold: float = 0.0,  # outputs above it mean 1; 0 for logits, 0.5 for probabilities
-) -> torch.Tensor:  # share of correct predictions in 0..1, `()`
+) -> torch.Tensor:  # share of correct predictions in 0..1, `()`; NaN for other labels
     "Share of samples on the correct side of the threshold."
-    return ((outputs > threshold) == (y > 0.5)).float().mean()
+    if outputs.numel() != y.numel(): return torch.full((), math.nan, device=outputs.device)
+    return ((outputs > threshold) == (y.reshape(outputs.shape) > 0.5)).float().mean()
 
 # %% ../nbs/04_training.ipynb #33f610a7
 def mean_absolute_error(
@@ -76,7 +77,8 @@ def default_metrics(loss_fn: Callable) -> dict[str, Callable]:
     return {}
 
 # %% ../nbs/04_training.ipynb #d636343f
-_DISTANCES = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss)
+_PER_ELEMENT = (nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss)
+_FUNCTIONS = (F.l1_loss, F.mse_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 
 def loss_weight(
     loss_fn: Callable | None,  # a loss with `reduction="mean"`
@@ -89,7 +91,8 @@ def loss_weight(
         class_weights = getattr(loss_fn, "weight", None)
         if class_weights is None: return counted.sum()
         return class_weights[targets[counted]].sum()
-    per_element = isinstance(loss_fn, (*_DISTANCES, nn.BCELoss, nn.BCEWithLogitsLoss))
+    kinds = (*_PER_ELEMENT, nn.BCEWithLogitsLoss)
+    per_element = isinstance(loss_fn, kinds) or loss_fn in _FUNCTIONS
     return outputs.numel() if per_element else len(targets)
 
 # %% ../nbs/04_training.ipynb #654eaa46
@@ -115,7 +118,7 @@ def _scalar(name: str, value) -> torch.Tensor:
 def _weighted_mean(values: list, weights: list) -> float:
     "Mean on the CPU, in float64."
     shares = torch.tensor([float(weight) for weight in weights], dtype=torch.float64)
-    numbers = torch.stack(values).cpu().double()
+    numbers = torch.stack([value.to(values[-1].device) for value in values]).cpu().double()
     counted = shares > 0  # a batch without a single label has the loss NaN
     return (shares[counted] @ numbers[counted] / shares.sum()).item()
 
@@ -167,11 +170,12 @@ class _Measurements(_Totals):
         batches = self.waiting
         self.waiting = []
         classes = is_class_loss(self.loss_fn) and not batches[0][1].is_floating_point()
-        plain = classes and getattr(self.loss_fn, "weight", None) is None
+        drops = classes and self.joins  # a metric of the user gets whole samples
+        plain = drops and getattr(self.loss_fn, "weight", None) is None
         for outputs, targets in _join(batches) if self.joins else batches:
-            kept = _drop_ignored(self.loss_fn, outputs, targets) if classes else (outputs, targets)
+            kept = _drop_ignored(self.loss_fn, outputs, targets) if drops else (outputs, targets)
             plain = plain and len(kept[1]) == len(targets)
-            self.counts.append(kept[1].numel() if classes else len(targets))
+            self.counts.append(kept[1].numel() if drops else len(targets))
             for name, metric in self.functions.items():
                 self.values[name].append(_scalar(name, metric(*kept)))
         if plain:

@@ -15,7 +15,8 @@ from pytorch_course.performance import ChannelsLast
 from pytorch_course.recipes import fit
 from pytorch_course.reproducibility import Reproducible
 from pytorch_course.trainer import Callback, Trainer
-from pytorch_course.training import EpochMeter, default_metrics, test_step as evaluate_by_function
+from pytorch_course.training import EpochMeter, accuracy, binary_accuracy, default_metrics
+from pytorch_course.training import test_step as evaluate_by_function
 
 AVAILABLE = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
 DEVICES = [name for name, available in AVAILABLE.items() if available]
@@ -568,3 +569,85 @@ def test_checks_change_nothing():
         trainer.fit(2, batches(draw(48, 4), classes(48), shuffle=True), batches(draw(16, 4, seed=8), classes(16)))
         results.append([value.tolist() for value in model.state_dict().values()] + [trainer.history])
     assert results[0] == results[1]
+
+
+class Share:
+    "A metric object in the style of torchmetrics: the share of correct predictions."
+    def reset(self):
+        self.correct, self.seen = 0, 0
+
+    def update(self, logits, y):
+        self.correct += int((logits.argmax(1) == y).sum())
+        self.seen += len(y)
+
+    def compute(self):
+        return self.correct / self.seen
+
+
+def small_data(n=40):
+    X = torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(X, (X[:, 0] > 0.3).long())
+
+
+def small_trainer(kind=Trainer, **options):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return kind(model, nn.CrossEntropyLoss(), optimizer, progress=False, **options)
+
+
+def test_metric_objects_of_training_and_validation_are_apart():
+    trainer = small_trainer(metrics={"object": Share(), "acc": accuracy})
+    valid = TensorDataset(torch.zeros(7, 4), torch.zeros(7).long())
+    trainer.fit(2, DataLoader(small_data(), 8), DataLoader(valid, 7))
+    for row in trainer.history:
+        assert row["train_object"] == pytest.approx(row["train_acc"])
+        assert row["valid_object"] == pytest.approx(row["valid_acc"])
+
+
+class Distillation(Trainer):
+    "With a teacher that stays in evaluation mode."
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        torch.manual_seed(2)
+        self.teacher = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2), nn.Dropout(0.5)).eval()
+
+    def step(self, batch):
+        logits = self.model(batch[0])
+        return nn.functional.mse_loss(logits, self.teacher(batch[0]).detach()), logits
+
+
+def test_a_second_model_keeps_its_mode(tmp_path):
+    class Cut(Callback):
+        def after_batch(self, trainer):
+            if trainer.steps == 7: raise KeyError
+
+    def run(folder, *callbacks, resume=False):
+        manager = CheckpointManager(folder, every_steps=1)
+        own = [Reproducible(3), Checkpoints(manager, resume), *callbacks]
+        trainer = small_trainer(Distillation, callbacks=own)
+        trainer.fit(2, DataLoader(small_data(), 8, shuffle=True), DataLoader(small_data(16), 8))
+        assert trainer.model.training and not any(module.training for module in trainer.teacher.modules())
+        return [value.tolist() for value in trainer.model.state_dict().values()]
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyError):
+        run(tmp_path / "parts", Cut())
+    assert run(tmp_path / "parts", resume=True) == whole
+
+
+def test_callbacks_may_be_a_generator():
+    seen = []
+
+    class Note(Callback):
+        def after_epoch(self, trainer):
+            seen.append(trainer.epoch)
+
+    small_trainer(callbacks=(callback for callback in [Note()])).fit(1, DataLoader(small_data(), 8))
+    assert seen == [1]
+
+
+def test_yes_or_no_in_another_shape():
+    outputs = torch.tensor([[2.0], [-1.0], [3.0]])
+    assert binary_accuracy(outputs, torch.tensor([1.0, 0.0, 1.0])) == 1
+    assert binary_accuracy(torch.rand(4, 10), torch.ones(4)).isnan()
