@@ -346,7 +346,7 @@ def test_the_command(command, tmp_path):
     assert (done.status, done.err) == (0, "")
     assert sorted(path.name for path in (tmp_path / "my scripts").iterdir()) == sorted(
         ["README.md", "requirements.txt", "get_data.py", "train.py", "predict.py", "utils.py", "data_setup.py",
-         "model_builder.py", "engine.py", "files.py", "food_shapes.py", "images.py", "save_load.py", "system.py",
+         "model_builder.py", "engine.py", "files.py", "food_shapes.py", "images.py", "save_load.py",
          "tensors.py", "weights_files.py"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
     done = command("scaffold", "my scripts")
