@@ -202,6 +202,7 @@ def ours(job: Job, turn: Turn):
     from pytorch_course.recipes import fit
     from pytorch_course.trainer import Callback
     import pandas  # noqa: F401  `fit` imports it
+    import torchvision.transforms  # noqa: F401  as the others do; with it comes what the first step would import
 
     class EndOfEpoch(Callback):
         order = 2000  # after all others
