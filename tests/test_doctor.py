@@ -38,7 +38,7 @@ HEALTHY = {
     "memory": {"free": 16 << 30},
     "shared memory": {"path": "/dev/shm", "free": 4 << 30},
     "current folder": {"path": "/work", "free": 100 << 30},
-    "data folder": {"path": "/work/data", "free": 100 << 30},
+    "data folder": {"path": "/srv/data", "free": 100 << 30},
     "temporary folder": {"path": "/tmp", "free": 100 << 30},
 }
 
