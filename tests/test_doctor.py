@@ -37,7 +37,7 @@ HEALTHY = {
     "workers": {"works": "2 gave a batch (start method fork)"},
     "memory": {"free": 16 << 30},
     "shared memory": {"path": "/dev/shm", "free": 4 << 30},
-    "current folder": {"path": "/work", "free": 100 << 30},
+    "current folder": {"path": "/srv", "free": 100 << 30},
     "data folder": {"path": "/srv/data", "free": 100 << 30},
     "temporary folder": {"path": "/tmp", "free": 100 << 30},
 }
