@@ -77,10 +77,11 @@ def _fill_all(to_fill: list[tuple], rng_state: dict | None):
         set_rng_state(rng_state or own_rng_state)
         for name, thing, state in to_fill:
             thing.load_state_dict(state)
-    except Exception as error:
+    except BaseException as error:  # Ctrl-C, too
         set_rng_state(own_rng_state)
         for thing, state in before:
             thing.load_state_dict(state)
+        if not isinstance(error, Exception): raise
         reason = f"{name} does not take its state back ({type(error).__name__}: {error}); nothing was changed"
         raise ModelFileError(reason) from error
 

@@ -137,26 +137,22 @@ class Trainer(_Evaluation):
         return pandas.DataFrame(self.history)
 
     def fit_epochs(self):
-        "All epochs."
+        "Train, validate, and tell the callbacks."
         self.call("before_fit")
         try:
             while self.epoch < self.end_epoch and not self.should_stop:
-                self.fit_epoch()
+                self.phase = "train"
+                self.call("before_epoch")
+                self.train_epoch()
+                if self.valid_dataloader is not None:
+                    with self.in_phase("valid"):
+                        self.valid_means = self.measure(self.valid_dataloader, copy.deepcopy(self.metrics))
+                self.epoch += 1
+                self.batch_index = 0
+                self.call("after_epoch")
         finally:
             self.phase = None
             self.call("after_fit")
-
-    def fit_epoch(self):
-        "Train, validate, and tell the callbacks."
-        self.phase = "train"
-        self.call("before_epoch")
-        self.train_epoch()
-        if self.valid_dataloader is not None:
-            with self.in_phase("valid"):
-                self.valid_means = self.measure(self.valid_dataloader, copy.deepcopy(self.metrics))
-        self.epoch += 1
-        self.batch_index = 0
-        self.call("after_epoch")
 
     def train_epoch(self):
         "One pass over the training data."

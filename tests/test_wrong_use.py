@@ -170,7 +170,7 @@ CASES = [
     Case("dataset in predict", lambda: make().predict(DATA), TypeError, (r"DataLoader\(",)),
     Case("tensor in predict", lambda: make().predict(X), TypeError, ("DataLoader", "Tensor")),
     Case("no optimizer", lambda: Trainer(nn.Linear(5, 2), LOSS).fit(1, loader()), ValueError, ("optimizer",)),
-    Case("no batch", lambda: make().fit(1, []), ValueError, ("no batch", "empty"), frames=6),
+    Case("no batch", lambda: make().fit(1, []), ValueError, ("no batch", "empty"), frames=5),
     Case("triples", lambda: make().fit(1, triples()), TypeError, ("pair", "3", "step"), frames=7),
     Case("only X", lambda: make().fit(1, batches_of(X)), TypeError, ("pair", "1", "step"), frames=7),
     Case("dictionary", lambda: make().fit(1, [{"x": X, "y": Y}]), TypeError, ("pair", "dict", "step"), frames=7),
