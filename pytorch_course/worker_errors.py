@@ -33,7 +33,7 @@ def explain_worker_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
         if isinstance(error, (EOFError, OSError)) and "_try_get_data" in frames:
             raise DataLoaderWorkerError(f"{_DIED} (it ended while it was handing over a batch)") from error
         said = str(error)
