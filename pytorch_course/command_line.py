@@ -40,6 +40,7 @@ def _options(kind) -> dict:
     "What argparse has to know about a type."
     arguments = get_args(kind)
     if kind is bool: return {"action": "store_true"}
+    if bool in arguments: return {"nargs": "?", "const": True}  # `str | bool`: a word may follow the flag
     if get_origin(kind) is Literal: return {"choices": arguments}
     if get_origin(kind) is list: return {"nargs": "+"}
     if get_origin(kind) is Annotated: return {"type": arguments[1], "metavar": "N" if arguments[0] is int else "X"}

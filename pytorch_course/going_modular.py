@@ -44,7 +44,7 @@ def get_data(
 # %% ../nbs/06_going_modular.ipynb #467f9c03
 def _prepare(args: SimpleNamespace) -> tuple:
     "Name of the data, the two dataloaders, the description of the model, and the model."
-    from pytorch_course import data, image_cache, images, model, save_load
+    from pytorch_course import data, image_cache, save_load, transfer_weights
     sizes = (args.hidden_units, args.image_size)
     runs.choose_model(args.model, 3, 2, *sizes)  # find a wrong name before any data
     train_dir, test_dir, name = runs.find_data(
@@ -54,14 +54,18 @@ def _prepare(args: SimpleNamespace) -> tuple:
     channels, names = data.infer_channels(folder), folder.classes
     if len(names) < 2:
         raise ValueError(f"{train_dir} has a single class, {names[0]!r}; at least two are needed")
-    architecture, kwargs = runs.choose_model(args.model, channels, len(names), *sizes)
-    transform = images.ImageTransform(image_size=kwargs["image_size"], channels=channels)
+    architecture, kwargs, transform = runs.choose_model(
+        args.model, channels, len(names), *sizes, args.pretrained
+    )
     options = dict(seed=args.seed, cache=not args.no_cache, draft=args.draft)
     *dataloaders, class_names = image_cache.create_cached_dataloaders(
         train_dir, test_dir, transform, args.batch_size, args.num_workers, **options
     )
     info = save_load.ModelInfo(architecture, kwargs, class_names, transform)
-    return name, dataloaders, info, model.build_model(architecture, **kwargs)
+    pretrained = None if args.resume else args.pretrained  # the checkpoint has the weights
+    model, text = transfer_weights.start_model(info, pretrained, args.freeze)
+    print(f"weights {text}")
+    return name, dataloaders, info, model
 
 # %% ../nbs/06_going_modular.ipynb #be886191
 def _print_performance(args: SimpleNamespace, dataloaders: list):
@@ -112,7 +116,8 @@ def _train(args: SimpleNamespace):
     optimizer = torch.optim.Adam(weights, lr=args.learning_rate, fused=fused)
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
-    with runs.open_run(f"{name}-{info.architecture}", args.out, args.resume) as folder:
+    label = f"{name}-{info.architecture.rpartition(':')[2]}"
+    with runs.open_run(label, args.out, args.resume) as folder:
         _print_settings(args, name, dataloaders, info, model)
         if not args.resume:
             runs.write_config(folder, config)
@@ -132,7 +137,9 @@ def train(
     train_dir: str | None = None,  # folder of class folders to train on, instead of --data
     test_dir: str | None = None,  # folder of class folders to test on, with --train_dir
     root: str = "data",  # folder for data sets
-    model: str = "tinyvgg",  # tinyvgg, cifar10net or neuralnetwork
+    model: str = "tinyvgg",  # or cifar10net, neuralnetwork, torchvision:NAME, FILE.py:CLASS
+    pretrained: str | bool = False,  # start from published weights, or from a model file or run
+    freeze: bool = False,  # with --pretrained: train only the last layer
     epochs: PositiveInt = 5,  # passes over the training images
     batch_size: PositiveInt = 32,  # images per step
     learning_rate: PositiveFloat = 0.001,  # step size of Adam

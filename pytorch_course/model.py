@@ -8,6 +8,12 @@ __all__ = ['ModelClass', 'LinearRegressionModel', 'LinearRegressionModelV2', 'Ne
 
 # %% ../nbs/02_model.ipynb #4385a135
 import inspect
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 import torch
 from torch import nn
@@ -149,18 +155,59 @@ def list_models() -> list[str]:
     "Names for `build_model`, sorted."
     return sorted(_MODELS)
 
+# %% ../nbs/02_model.ipynb #f3c87678
+@cache
+def _run_file(path: Path, changed: int) -> ModuleType:
+    "Run a Python file of the user's, once for each version of it, and return its module."
+    spec = spec_from_file_location(f"own_{path.stem}", path)
+    if spec is None or spec.loader is None: raise ValueError(f"{path} is no Python file")
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    sys.path += [] if str(path.parent) in sys.path else [str(path.parent)]
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"running {path} fails: {type(error).__name__}: {error}") from error
+    return module
+
+def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
+    "A class, or a function that returns a model, of a Python file, which is run for it."
+    path = Path(file).resolve()
+    if not path.is_file(): raise ValueError(f"no file {file}; an own model is FILE.py:CLASS")
+    members = vars(_run_file(path, path.stat().st_mtime_ns))
+    found = [value for key, value in members.items() if key.lower() == name.lower()]
+    if found and callable(found[0]): return found[0]
+    classes = [key for key, value in members.items() if getattr(value, "__bases__", None)
+               and issubclass(value, nn.Module)]
+    raise ValueError(f"{file} has no class {name!r}; it has {', '.join(classes) or 'no models'}")
+
+def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
+    "A function that builds a network of torchvision, with random weights."
+    from torchvision import models
+    if name not in (known := models.list_models(module=models)):
+        raise ValueError(f"torchvision has no {name!r}; choose one of {', '.join(known)}")
+    options: dict = {}
+    if name in ("googlenet", "inception_v3"):  # one output, also in training; images as for the others
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    def build(output_shape: int = 1000, image_size: int = 224) -> nn.Module:
+        if name.startswith("vit_"):  # the others take any size
+            options["image_size"] = image_size
+        return models.get_model(name, weights=None, num_classes=output_shape, **options)
+    return build
+
 # %% ../nbs/02_model.ipynb #bfeb3b3f
 def get_model_class(
-    name: str,  # one of `list_models()`; case, hyphens and underscores are ignored
-) -> type[nn.Module]:  # the class
+    name: str,  # one of `list_models()`, "torchvision:resnet18", or "FILE.py:CLASS": runs the file
+) -> Callable[..., nn.Module]:  # the class, or a function that builds the model
     "The class behind a name. Raises `ValueError` listing the known names."
-    key = str(name).lower().replace("_", "").replace("-", "")
-    if key not in _MODELS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
-    return _MODELS[key]
+    source, _, own = str(name).rpartition(":")
+    if source: return _find_in_torchvision(own) if source == "torchvision" else _find_in_file(source, own)
+    key = own.lower().replace("_", "").replace("-", "")
+    if key in _MODELS: return _MODELS[key]
+    other = "torchvision:NAME (such as torchvision:resnet18), or FILE.py:CLASS"
+    raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}, {other}")
 
 def build_model(
-    name: str,  # one of `list_models()`; case, hyphens and underscores are ignored
+    name: str,  # as for `get_model_class`; case, hyphens and underscores are ignored
     **kwargs,  # arguments of the class, for example `input_shape=3, output_shape=10`
 ) -> nn.Module:  # with fresh random weights, on the CPU, in training mode
     "Build a model from its name. Raises `ValueError` for an unknown name or unfit arguments."
@@ -168,7 +215,8 @@ def build_model(
     try:
         inspect.signature(cls).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{cls.__name__}{inspect.signature(cls)}: {error}") from None
+        label = name if ":" in name else cls.__name__
+        raise ValueError(f"{label}{inspect.signature(cls)}: {error}") from None
     return cls(**kwargs)
 
 # %% ../nbs/02_model.ipynb #06ca5a90

@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from . import __version__
@@ -75,7 +76,10 @@ def _resumed_settings(given: dict, names: list[str]) -> dict:
     saved, path = read_config(folder), folder/"config.json"
     missing = sorted({*names, "train_dir", "test_dir", "name"} - {*saved, "resume"})
     if missing: raise ValueError(f"cannot resume: {path} is not complete, {missing[0]} is missing")
-    fixed = sorted(given.keys() - {*CHANGEABLE, "resume"})
+    is_code = ".py:" in str(saved.get("model"))  # files of settings do not run code by themselves
+    if is_code and "model" not in given:
+        raise ValueError(f"resuming runs code of your own; if you trust it, add: --model {shlex.quote(saved['model'])}")
+    fixed = sorted(given.keys() - {*CHANGEABLE, "resume", "model" if is_code else "resume"})
     if fixed: raise ValueError(f"--resume takes its settings from {path}; leave out --{fixed[0]}")
     if (folder/"model.pt").exists() and not any(folder.glob("checkpoints/*.pt")):
         raise ValueError(f"{folder} is a finished run without checkpoints, so it cannot be resumed; train anew")
@@ -134,17 +138,32 @@ def find_data(
 
 # %% ../nbs/4_tools/50_runs.ipynb #a6b8ec57
 def choose_model(
-    name: str, channels: int, num_classes: int, hidden_units: int, image_size: int | None = None
-) -> tuple[str, dict]:
+    name: str,  # for `get_model_class`
+    channels: int,  # of the images: 3 color, 1 gray
+    num_classes: int,
+    hidden_units: int,
+    image_size: int | None = None,  # height and width in pixels; `None`: what suits the weights or the class
+    pretrained: str | bool = False,  # as for `start_model` in `pytorch_course.transfer_weights`
+) -> tuple:  # the architecture, its arguments, and the `ImageTransform`
     "The architecture and the arguments that it takes of these. Raises `ValueError` if it does not classify images."
+    from pytorch_course.images import ImageTransform
     from pytorch_course.model import get_model_class
+    from pytorch_course.transfer_weights import pretrained_transform
     cls = get_model_class(name)
     takes = inspect.signature(cls).parameters
-    if "output_shape" not in takes:
-        raise ValueError(f"{name} does not classify images; choose another model, for example tinyvgg")
-    known = {"input_shape": channels, "hidden_units": hidden_units, "output_shape": num_classes}
-    known["image_size"] = image_size or takes["image_size"].default
-    return cls.__name__.lower(), {name: value for name, value in known.items() if name in takes}
+    if not {"output_shape", "num_classes"} & {*takes}:
+        advice = f"choose another model, for example tinyvgg; an own one needs num_classes, not ({', '.join(takes)})"
+        raise ValueError(f"{name} does not classify images; {advice}")
+    known = pretrained_transform(name, pretrained) if pretrained else None
+    default = takes["image_size"].default if "image_size" in takes else inspect.Parameter.empty
+    size = image_size or (known.image_size if known else 64 if default is inspect.Parameter.empty else default)
+    names_of_channels = ("input_shape", "channels", "in_channels")
+    channels = known.channels if known else channels if {*names_of_channels} & {*takes} else 3
+    values = {"hidden_units": hidden_units, "output_shape": num_classes, "num_classes": num_classes, "image_size": size}
+    values |= dict.fromkeys(names_of_channels, channels)
+    transform = replace(known, image_size=size) if known else ImageTransform(size, channels)
+    kwargs = {name: values[name] for name in takes if name in values}
+    return name if ":" in name else cls.__name__.lower(), kwargs, transform
 
 # %% ../nbs/4_tools/50_runs.ipynb #952dded6
 def save_run(
