@@ -54,9 +54,8 @@ def _prepare(args: SimpleNamespace) -> tuple:
     channels, names = data.infer_channels(folder), folder.classes
     if len(names) < 2:
         raise ValueError(f"{train_dir} has a single class, {names[0]!r}; at least two are needed")
-    architecture, kwargs, transform = runs.choose_model(
-        args.model, channels, len(names), *sizes, args.pretrained
-    )
+    chosen = runs.choose_model(args.model, channels, len(names), *sizes, args.pretrained)
+    architecture, kwargs, transform = chosen
     options = dict(seed=args.seed, cache=not args.no_cache, draft=args.draft)
     *dataloaders, class_names = image_cache.create_cached_dataloaders(
         train_dir, test_dir, transform, args.batch_size, args.num_workers, **options
@@ -170,10 +169,11 @@ def predict(
     json: bool = False,  # print JSON instead of text
     plot: str | None = None,  # file for a figure of the images with their predicted classes
     device: str = "cpu",  # cpu, cuda, mps ...; the CPU is fastest for a few images
+    model_code: str | None = None,  # Python file with the class of an own model; it is run
 ):
     "Classify images with a trained model. Needs nothing but the model file and the images."
     from pytorch_course import images as files, plots, save_load, tensors
-    network, info = save_load.load_model(model, tensors.pick_device(device))
+    network, info = save_load.load_model(model, tensors.pick_device(device), model_code)
     results = save_load.predict_images(network, info, [*images], topk)
     said = [[f"{p['class']} {p['probability']:.1%}" for p in r["predictions"]] for r in results]
     if plot:
@@ -193,6 +193,7 @@ def evaluate(
     json: bool = False,  # print JSON instead of text
     num_workers: NonNegativeInt = 0,  # processes that read images
     device: str | None = None,  # cpu, cuda, mps ... (default: the best one there is)
+    model_code: str | None = None,  # Python file with the class of an own model; it is run
 ):
     "Measure a trained model on test images. Prints a table and saves the confusion matrix."
     from torch.utils.data import DataLoader
@@ -201,7 +202,7 @@ def evaluate(
         raise ValueError("give either --data or --test_dir, not both")
     best_device, path = tensors.pick_device(device), Path(model)
     file = Path(plot or (path if path.is_dir() else path.parent)/"confusion_matrix.png")
-    network, info = save_load.load_model(path, best_device)
+    network, info = save_load.load_model(path, best_device, model_code)
     place = test_dir or folders.find_splits(datasets.get_data(data or "digits", root))[1]
     dataset = folders.ImageFolder(place, info.transform)
     if dataset.classes != info.class_names:

@@ -155,18 +155,15 @@ def list_models() -> list[str]:
     "Names for `build_model`, sorted."
     return sorted(_MODELS)
 
-# %% ../nbs/02_model.ipynb #f3c87678
+# %% ../nbs/02_model.ipynb #c8599590
 @cache
 def _run_file(path: Path, changed: int) -> ModuleType:
-    "Run a Python file of the user's, once for each version of it, and return its module."
+    "Run a Python file of the user's, once for each version of it."
     spec = spec_from_file_location(f"own_{path.stem}", path)
     if spec is None or spec.loader is None: raise ValueError(f"{path} is no Python file")
     module = sys.modules[spec.name] = module_from_spec(spec)
     sys.path += [] if str(path.parent) in sys.path else [str(path.parent)]
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"running {path} fails: {type(error).__name__}: {error}") from error
+    spec.loader.exec_module(module)
     return module
 
 def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
@@ -174,23 +171,19 @@ def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
     path = Path(file).resolve()
     if not path.is_file(): raise ValueError(f"no file {file}; an own model is FILE.py:CLASS")
     members = vars(_run_file(path, path.stat().st_mtime_ns))
-    found = [value for key, value in members.items() if key.lower() == name.lower()]
-    if found and callable(found[0]): return found[0]
-    classes = [key for key, value in members.items() if getattr(value, "__bases__", None)
-               and issubclass(value, nn.Module)]
-    raise ValueError(f"{file} has no class {name!r}; it has {', '.join(classes) or 'no models'}")
+    found = {key.lower(): value for key, value in members.items() if callable(value)}
+    if name.lower() in found: return found[name.lower()]
+    raise ValueError(f"{file} has no class {name!r}; it has {', '.join(found) or 'none'}")
 
 def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
     "A function that builds a network of torchvision, with random weights."
     from torchvision import models
-    if name not in (known := models.list_models(module=models)):
-        raise ValueError(f"torchvision has no {name!r}; choose one of {', '.join(known)}")
-    options: dict = {}
-    if name in ("googlenet", "inception_v3"):  # one output, also in training; images as for the others
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    known = models.list_models(module=models)
+    if name not in known: raise ValueError(f"torchvision has {', '.join(known)}, but no {name!r}")
     def build(output_shape: int = 1000, image_size: int = 224) -> nn.Module:
-        if name.startswith("vit_"):  # the others take any size
-            options["image_size"] = image_size
+        options: dict = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):  # one output, and images as for the others
+            options = {"aux_logits": False, "init_weights": True, "transform_input": True}
         return models.get_model(name, weights=None, num_classes=output_shape, **options)
     return build
 
@@ -200,11 +193,12 @@ def get_model_class(
 ) -> Callable[..., nn.Module]:  # the class, or a function that builds the model
     "The class behind a name. Raises `ValueError` listing the known names."
     source, _, own = str(name).rpartition(":")
-    if source: return _find_in_torchvision(own) if source == "torchvision" else _find_in_file(source, own)
+    if source == "torchvision": return _find_in_torchvision(own)
+    if source: return _find_in_file(source, own)
     key = own.lower().replace("_", "").replace("-", "")
     if key in _MODELS: return _MODELS[key]
-    other = "torchvision:NAME (such as torchvision:resnet18), or FILE.py:CLASS"
-    raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}, {other}")
+    known = ", ".join([*list_models(), "torchvision:resnet18 (or another)", "FILE.py:CLASS"])
+    raise ValueError(f"unknown model {name!r}; choose one of {known}")
 
 def build_model(
     name: str,  # as for `get_model_class`; case, hyphens and underscores are ignored
@@ -215,8 +209,7 @@ def build_model(
     try:
         inspect.signature(cls).bind(**kwargs)
     except TypeError as error:
-        label = name if ":" in name else cls.__name__
-        raise ValueError(f"{label}{inspect.signature(cls)}: {error}") from None
+        raise ValueError(f"{cls.__name__}{inspect.signature(cls)}: {error}") from None
     return cls(**kwargs)
 
 # %% ../nbs/02_model.ipynb #06ca5a90

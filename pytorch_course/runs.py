@@ -138,32 +138,27 @@ def find_data(
 
 # %% ../nbs/4_tools/50_runs.ipynb #a6b8ec57
 def choose_model(
-    name: str,  # for `get_model_class`
-    channels: int,  # of the images: 3 color, 1 gray
-    num_classes: int,
-    hidden_units: int,
-    image_size: int | None = None,  # height and width in pixels; `None`: what suits the weights or the class
-    pretrained: str | bool = False,  # as for `start_model` in `pytorch_course.transfer_weights`
-) -> tuple:  # the architecture, its arguments, and the `ImageTransform`
-    "The architecture and the arguments that it takes of these. Raises `ValueError` if it does not classify images."
+    name: str, channels: int, num_classes: int, hidden_units: int, image_size: int | None = None, pretrained=False
+) -> tuple:
+    "Architecture, its arguments, and the transform. Raises `ValueError` if it does not classify images."
     from pytorch_course.images import ImageTransform
     from pytorch_course.model import get_model_class
-    from pytorch_course.transfer_weights import pretrained_transform
     cls = get_model_class(name)
     takes = inspect.signature(cls).parameters
     if not {"output_shape", "num_classes"} & {*takes}:
-        advice = f"choose another model, for example tinyvgg; an own one needs num_classes, not ({', '.join(takes)})"
-        raise ValueError(f"{name} does not classify images; {advice}")
-    known = pretrained_transform(name, pretrained) if pretrained else None
-    default = takes["image_size"].default if "image_size" in takes else inspect.Parameter.empty
-    size = image_size or (known.image_size if known else 64 if default is inspect.Parameter.empty else default)
-    names_of_channels = ("input_shape", "channels", "in_channels")
-    channels = known.channels if known else channels if {*names_of_channels} & {*takes} else 3
-    values = {"hidden_units": hidden_units, "output_shape": num_classes, "num_classes": num_classes, "image_size": size}
-    values |= dict.fromkeys(names_of_channels, channels)
-    transform = replace(known, image_size=size) if known else ImageTransform(size, channels)
-    kwargs = {name: values[name] for name in takes if name in values}
-    return name if ":" in name else cls.__name__.lower(), kwargs, transform
+        raise ValueError(f"{name} does not classify images (no num_classes); choose another model, such as tinyvgg")
+    channels = channels if {"input_shape", "channels", "in_channels"} & {*takes} else 3
+    default = getattr(takes.get("image_size"), "default", None)
+    transform = ImageTransform(default if isinstance(default, int) else 64, channels)
+    if pretrained:
+        from pytorch_course.transfer_weights import open_pretrained
+        transform = open_pretrained(name, pretrained)[2] or transform
+    transform = replace(transform, image_size=image_size or transform.image_size)
+    known = {"hidden_units": hidden_units, "image_size": transform.image_size}
+    known |= dict.fromkeys(("input_shape", "channels", "in_channels"), transform.channels)
+    known |= dict.fromkeys(("output_shape", "num_classes"), num_classes)
+    architecture = name if ":" in name else cls.__name__.lower()
+    return architecture, {name: value for name, value in known.items() if name in takes}, transform
 
 # %% ../nbs/4_tools/50_runs.ipynb #952dded6
 def save_run(

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from . import __version__
 from .images import ImageTransform, open_image
-from .model import build_model
+from .model import build_model, list_models
 from .weights_files import ModelFileError, explain_file_errors
 from .weights_files import read_weights_file, write_weights_file
 
@@ -41,49 +42,77 @@ class ModelInfo:
         except (KeyError, TypeError) as error:
             raise ValueError(f"its description is not complete ({error})") from None
 
+# %% ../nbs/05_save_load.ipynb #f5cea693
+def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
+    "The described network with these weights. Raises `ModelFileError` when they do not fit it."
+    names, kwargs = info.class_names, info.model_kwargs
+    transform, limit = info.transform, 2**27  # pixels times channels; more would take gigabytes
+    there_are = f"there are {len(names)} class names: {', '.join(map(str, names))}"
+    if transform is None: raise ModelFileError("transform is None; give an ImageTransform")
+    with torch.device("meta"):  # here a wrong description costs no memory
+        model = build_model(info.architecture, **kwargs)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ModelFileError(f"{error} ({there_are})") from None
+    if any(buffer.is_meta for buffer in model.buffers()):  # those that are not saved
+        model = build_model(info.architecture, **kwargs)
+        model.load_state_dict(weights)
+    model, size = model.float().eval(), transform.image_size
+    shape = (1, kwargs.get("output_shape", kwargs.get("num_classes", len(names))))
+    largest = max((side for tensor in weights.values() for side in tensor.shape), default=1)
+    if size**2 * largest <= limit:
+        with torch.inference_mode():
+            shape = tuple(model(torch.zeros(1, transform.channels, size, size)).shape)
+    if shape == (1, len(names)): return model
+    raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
+
 # %% ../nbs/05_save_load.ipynb #61c94e32
 _FORMAT = "pytorch_course model 2"
+_WRAPPERS = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
+
+def _plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    "The tensors on the CPU, under the names that the model has without wrappers."
+    while isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
+        model = getattr(model, "_orig_mod", None) or getattr(model, "module")
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
 def save_model(
-    model: nn.Module,  # its `state_dict` is saved
+    model: nn.Module,  # its `state_dict` is saved, that of the model inside when it is wrapped
     target_dir: str | Path,  # folder, made if it is missing
     model_name: str,  # file name ending in `.pt`, `.pth` or `.safetensors`
     info: ModelInfo | None = None,  # makes the file self-describing, for `load_model`
 ) -> Path:  # the file
-    "Save atomically, with a description if there is one. Raises `ValueError` for another ending."
-    path = Path(target_dir)/model_name
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    "Save atomically. Raises `ValueError` for another ending, or if `info` does not fit the model."
+    path, weights = Path(target_dir)/model_name, _plain_weights(model)
     if info is None: return write_weights_file(path, weights)
+    try:
+        _build(info, weights)
+    except Exception as error:  # the network itself may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot save {path}: info does not fit the model: {reason}") from error
     header = {"format": _FORMAT, "info": info.to_dict()}
     if path.suffix != ".safetensors":
         return write_weights_file(path, {**header, "state_dict": weights})
     return write_weights_file(path, weights, {**header, "info": json.dumps(header["info"])})
 
-# %% ../nbs/05_save_load.ipynb #f5cea693
-def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
-    "The described network with these weights. Raises `ModelFileError` when they do not fit it."
-    names = f"class names: {', '.join(map(str, info.class_names))}"
-    with torch.device("meta"):  # here a wrong description costs no memory
-        model = build_model(info.architecture, **info.model_kwargs).eval()
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise ModelFileError(f"{error} ({names})") from None
-    model, size = model.float(), info.transform.image_size
-    largest = max((side for tensor in weights.values() for side in tensor.shape), default=1)
-    if size**2 * largest > 2**27: return model  # to try it would take too much memory
-    with torch.inference_mode():
-        shape = tuple(model(torch.zeros(1, info.transform.channels, size, size)).shape)
-    if shape == (1, len(info.class_names)): return model
-    there_are = f"there are {len(info.class_names)} {names}"
-    raise ModelFileError(f"the model gives {shape} for one image, but {there_are}")
-
 # %% ../nbs/05_save_load.ipynb #1ef8d442
+def _allowed_name(name: str, code: str | Path | None, folder: Path) -> str:
+    "The architecture; a class of a Python file only from the `code` that the user named."
+    source, _, own = str(name).rpartition(":")
+    if source not in ("", "torchvision") and code is None:
+        advice = f"if you trust it, use load_model(..., code={source!r}) or --model_code {source}"
+        raise ModelFileError(f"it needs {own} of {source}, and never runs code itself; {advice}")
+    if code is None or source == "torchvision" or name in list_models(): return name
+    return f"{folder/code if (folder/code).is_file() else code}:{own}"
+
 def load_model(
     path: str | Path,  # made by `save_model(..., info=...)`, or a run folder with `model.pt` in it
     device: str | torch.device = "cpu",  # where the model goes
+    code: str | Path | None = None,  # Python file with the class of an own model; it is run
 ) -> tuple[nn.Module, ModelInfo]:  # the model in evaluation mode, and what is known about it
-    """Load a self-describing model file; nothing in it is ever executed.
+    """Load a self-describing model file; nothing in it, and no file that it names, is executed.
 
     Raises `FileNotFoundError`, or `ModelFileError` for a damaged file or one without description.
     """
@@ -93,6 +122,7 @@ def load_model(
         if content.get("format") != _FORMAT:
             raise ModelFileError("weights without a description; give save_model an info")
         info = ModelInfo.from_dict(content.get("info", {}))
+        info.architecture = _allowed_name(info.architecture, code, path.parent)
         model = _build(info, content.get("state_dict", {}))
     return model.to(device), info
 

@@ -40,6 +40,7 @@ def explain_file_errors(source: str | Path) -> Iterator[None]:
 def _unsupported_reason(tensor: torch.Tensor) -> str | None:
     "What keeps a tensor out of our files, if anything: it must be a block of numbers."
     if tensor.is_meta: return "a tensor on the device meta, which has a shape and no content"
+    if hasattr(tensor, "full_tensor"): return "a part of a tensor; gather it with get_model_state_dict of PyTorch"
     if tensor.layout == torch.strided: return None
     return f"a tensor with the layout {tensor.layout}; call to_dense()"
 
@@ -116,8 +117,6 @@ def write_weights_file(
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise ValueError(f"the name of a weights file must end in .pt, .pth or .safetensors, not {path.name!r}")
-    if metadata and path.suffix != ".safetensors":
-        raise ValueError(f"metadata is for .safetensors files; put it into the content of {path.name}")
     content = {to_plain_values(name, "a key"): to_plain_values(value, str(name)) for name, value in content.items()}
     size = sum(value.nbytes for value in tree_leaves(content) if isinstance(value, torch.Tensor))
     path.parent.mkdir(parents=True, exist_ok=True)
