@@ -63,7 +63,8 @@ def _prepare(args: SimpleNamespace) -> tuple:
     info = save_load.ModelInfo(architecture, kwargs, class_names, transform)
     pretrained = None if args.resume else args.pretrained  # the checkpoint has the weights
     model, text = transfer_weights.start_model(info, pretrained, args.freeze)
-    print(f"weights {text}")
+    if pretrained:
+        print(f"weights {text}")
     return name, dataloaders, info, model
 
 # %% ../nbs/06_going_modular.ipynb #be886191

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 import torch
 from torch import nn
 
@@ -170,15 +170,15 @@ def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
     "A class, or a function that returns a model, of a Python file, which is run for it."
     path = Path(file).resolve()
     if not path.is_file(): raise ValueError(f"no file {file}; an own model is FILE.py:CLASS")
-    members = vars(_run_file(path, path.stat().st_mtime_ns))
-    found = {key.lower(): value for key, value in members.items() if callable(value)}
+    members = vars(_run_file(path, path.stat().st_mtime_ns)).items()
+    found: dict[str, Any] = {key.lower(): value for key, value in members if callable(value)}
     if name.lower() in found: return found[name.lower()]
     raise ValueError(f"{file} has no class {name!r}; it has {', '.join(found) or 'none'}")
 
 def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
     "A function that builds a network of torchvision, with random weights."
     from torchvision import models
-    known = models.list_models(module=models)
+    known = models.list_models(models)
     if name not in known: raise ValueError(f"torchvision has {', '.join(known)}, but no {name!r}")
     def build(output_shape: int = 1000, image_size: int = 224) -> nn.Module:
         options: dict = {"image_size": image_size} if name.startswith("vit_") else {}

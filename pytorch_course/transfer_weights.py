@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 import torch
 from torch import nn
 from .data_checks import shorten_list
@@ -163,7 +164,7 @@ def open_pretrained(
     source: str | bool,  # a model file or the folder of a run; `True`: the weights that torchvision publishes
 ) -> tuple[Path, dict, ImageTransform | None]:  # file, content, and how images were prepared, if that is known
     "Read pretrained weights, after a download if need be. Raises `ValueError`, `FileNotFoundError`, `DownloadError`."
-    if source is not True:
+    if not isinstance(source, bool):
         path = Path(source)/"model.pt" if Path(source).is_dir() else Path(source)
         with explain_file_errors(path):
             content = read_weights_file(path)
@@ -173,7 +174,7 @@ def open_pretrained(
     if library != "torchvision":
         raise ValueError(f"there are no published weights for {architecture}; name a model file: --pretrained FILE")
     from torchvision.models import get_model_weights
-    published = get_model_weights(name).DEFAULT
+    published = cast(Any, get_model_weights(name)).DEFAULT
     digits = re.findall(r"-([0-9a-f]{8,})\.", published.url)[-1]
     remote = RemoteFile(published.url, f"sha256:{digits}", max_bytes=4 << 30)
     path, preset = download(remote, Path(torch.hub.get_dir())/"checkpoints"), published.transforms()
@@ -183,10 +184,11 @@ def open_pretrained(
 # %% ../nbs/3_training/36_transfer_weights.ipynb #c13d90a3
 def start_model(
     info: ModelInfo,  # architecture, arguments and class names of the new model
-    pretrained: str | bool | None = None,  # as `source` of `open_pretrained`; otherwise random weights
+    pretrained: str | bool | None = False,  # `source` for `open_pretrained`; `None`: a checkpoint will follow
     frozen: bool = False,  # train the head only
 ) -> tuple[nn.Module, str]:  # the model, and in a line what its weights are
     "Build a model that may start from pretrained weights. Raises `ValueError` when they do not fit."
+    if frozen and pretrained is False: raise ValueError("--freeze needs --pretrained; random layers would never learn")
     model, text = build_model(info.architecture, **info.model_kwargs), "random"
     head = find_head(info.architecture, info.model_kwargs) if pretrained or frozen else []
     if pretrained:
