@@ -137,7 +137,7 @@ def train(
     train_dir: str | None = None,  # folder of class folders to train on, instead of --data
     test_dir: str | None = None,  # folder of class folders to test on, with --train_dir
     root: str = "data",  # folder for data sets
-    model: str = "tinyvgg",  # or cifar10net, neuralnetwork, torchvision:NAME, FILE.py:CLASS
+    model: str = "tinyvgg",  # tinyvgg, cifar10net, neuralnetwork, torchvision:NAME, FILE.py:CLASS
     pretrained: str | bool = False,  # start from published weights, or from a model file or run
     freeze: bool = False,  # with --pretrained: train only the last layer
     epochs: PositiveInt = 5,  # passes over the training images
