@@ -76,10 +76,10 @@ def _resumed_settings(given: dict, names: list[str]) -> dict:
     saved, path = read_config(folder), folder/"config.json"
     missing = sorted({*names, "train_dir", "test_dir", "name"} - {*saved, "resume"})
     if missing: raise ValueError(f"cannot resume: {path} is not complete, {missing[0]} is missing")
-    is_code = ".py:" in str(saved.get("model"))  # files of settings do not run code by themselves
-    if is_code and "model" not in given:
+    own_code = {"model"} if ".py:" in str(saved.get("model")) else set()  # runs only when the user names it
+    if own_code - given.keys():
         raise ValueError(f"resuming runs code of your own; if you trust it, add: --model {shlex.quote(saved['model'])}")
-    fixed = sorted(given.keys() - {*CHANGEABLE, "resume", "model" if is_code else "resume"})
+    fixed = sorted(given.keys() - {*CHANGEABLE, "resume"} - own_code)
     if fixed: raise ValueError(f"--resume takes its settings from {path}; leave out --{fixed[0]}")
     if (folder/"model.pt").exists() and not any(folder.glob("checkpoints/*.pt")):
         raise ValueError(f"{folder} is a finished run without checkpoints, so it cannot be resumed; train anew")

@@ -199,7 +199,7 @@ def start_model(
             return f"old {name}" if name in old else name
         report = load_weights(model, content, rename=rename)
         fresh = [*report.missing_keys, *report.mismatched_shapes]
-        text = f"{len(report.matched)} tensors from {path}, {len(fresh)} random: {shorten_list(fresh, 4)}"
+        text = f"{len(report.matched)} tensors from {path}; new: {shorten_list(fresh, 4) or 'none'}"
         if frozen and set(fresh) - set(head): raise ValueError(f"--freeze would keep random weights: {text}")
     if frozen:
         freeze(model, head)
