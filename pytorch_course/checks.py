@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 from .arguments import evaluation_mode
 from .data_checks import CheckReport, TrainingError, check_dataloaders, check_num_classes, shorten_list
 from .seeds import preserve_rng_state
 from .trainer import Callback, Trainer
 from .training import is_class_loss
+from .weights_files import leaves
 
 # %% ../nbs/3_training/33_checks.ipynb #acfb5a25
 _all_ = ["evaluation_mode"]
@@ -145,7 +145,7 @@ def check_optimizer(
 
 # %% ../nbs/3_training/33_checks.ipynb #0f0d2361
 def _has_non_finite(values) -> bool:
-    return any(torch.is_tensor(value) and not value.isfinite().all() for value in tree_leaves(values))
+    return any(torch.is_tensor(value) and not value.isfinite().all() for value in leaves(values))
 
 def find_non_finite(
     model: nn.Module,  # tried in evaluation mode, and left as it was

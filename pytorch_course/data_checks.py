@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 from typing import TypeGuard
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 from .data import find_attributes
 from .seeds import preserve_rng_state
+from .weights_files import leaves
 
 # %% ../nbs/3_training/32_data_checks.ipynb #3099d3f2
 CHECKS = {
@@ -113,8 +113,8 @@ _RANDOM = r"\b(?:Rand|ColorJitter|AutoAugment|TrivialAugment|AugMix|GaussianNois
 
 def _comparable(sample) -> list:
     "Tensors, arrays, images, numbers and strings in a sample, by value; other objects are all the same."
-    leaves = [leaf.double().numpy() if torch.is_tensor(leaf) else leaf for leaf in tree_leaves(sample)]
-    return [repr(leaf) if isinstance(leaf, (int, float, str)) else getattr(leaf, "tobytes", bytes)() for leaf in leaves]
+    values = [leaf.double().numpy() if torch.is_tensor(leaf) else leaf for leaf in leaves(sample)]
+    return [repr(value) if isinstance(value, (int, float, str)) else getattr(value, "tobytes", bytes)() for value in values]
 
 def _is_random(dataset) -> bool:
     "Do the first samples differ from one read to the next?"

@@ -180,16 +180,14 @@ def _merge_layers(nodes):
 
 def merge_nodes(
     nodes: Iterable[GraphNode],  # a graph: every node after its inputs, the result last; left as they are
-    max_nodes: int = 40,  # the most nodes that stay, those nearest to the result; a note counts the others
+    max_nodes: int = 40,  # the most nodes that stay, the last ones; a note counts the others
 ) -> list[GraphNode]:  # a smaller graph of new nodes, ready for `draw_nodes`
     "Merge the parameters of each layer, keep what is near the result. Raises `ValueError` when `max_nodes` is below 1."
     if max_nodes < 1: raise ValueError(f"max_nodes must be 1 or more, got {max_nodes}")
     nodes = _merge_layers(_copies(nodes))
-    kept = [nodes[-1]]
-    for node in kept:  # breadth first: the list grows while we read it
-        kept += [source for source in node.inputs if source not in kept][:max_nodes - len(kept)]
-    kinds = Counter(node.kind for node in nodes if node not in kept)
+    kept = nodes[-max_nodes:]
+    kinds = Counter(node.kind for node in nodes[:-max_nodes])
     note = GraphNode("note", [("title", f"… {kinds['op']} more operations, {kinds['leaf']} more leaves")])
     for node in kept:
         node.inputs = list(dict.fromkeys(source if source in kept else note for source in node.inputs))
-    return [note] * bool(kinds) + [node for node in nodes if node in kept]
+    return [note] * bool(kinds) + kept

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_text', 'read_labeled_lines', 'find_text_files', 'tokenize', 'Vocabulary', 'TextDataset', 'PadCollate',
-           'BagOfWordsClassifier', 'predict_text', 'TextCNN']
+           'predict_text']
 
 # %% ../nbs/2_data/26_text.ipynb #519f5bec
 import html
@@ -166,30 +166,6 @@ class PadCollate:
         X = pad_sequence(list(texts), batch_first=True, padding_value=self.padding, padding_side="left")
         return X, torch.tensor(labels)
 
-# %% ../nbs/2_data/26_text.ipynb #8b646ede
-@torch.no_grad()
-def _start_small(weight: torch.Tensor, padding_idx: int):
-    "Small random rows; unknown words and padding start, and padding stays, at zero: they say nothing."
-    nn.init.normal_(weight, std=0.1)
-    weight[[Vocabulary.unknown, padding_idx]] = 0
-
-class BagOfWordsClassifier(nn.Module):
-    "The mean of the words' embeddings, then a linear layer: `X (N, L)` of word indices to logits `(N, output_shape)`."
-    def __init__(
-        self,
-        vocab_size: int,  # `len(vocabulary)`
-        embed_dim: int = 32,  # length of a word's vector
-        output_shape: int = 2,  # number of classes
-        padding_idx: int = Vocabulary.padding,  # this index counts for nothing
-    ):
-        super().__init__()
-        self.embedding = nn.EmbeddingBag(vocab_size, embed_dim, mode="mean", padding_idx=padding_idx)
-        _start_small(self.embedding.weight, padding_idx)
-        self.classifier = nn.Linear(embed_dim, output_shape)
-
-    def forward(self, X: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.embedding(X))
-
 # %% ../nbs/2_data/26_text.ipynb #14187a59
 @torch.inference_mode()
 def predict_text(
@@ -208,28 +184,3 @@ def predict_text(
     probabilities = model.eval()(X.to(device)).softmax(dim=1)
     model.train(was_training)
     return [(class_names[int(p.argmax())], float(p.max())) for p in probabilities]
-
-# %% ../nbs/2_data/26_text.ipynb #9d48fa45
-class TextCNN(nn.Module):
-    "Embedding, convolution over words, maximum (Y. Kim, EMNLP 2014): `X (N, L)` to logits `(N, output_shape)`."
-    def __init__(
-        self,
-        vocab_size: int,  # `len(vocabulary)`
-        embed_dim: int = 32,  # length of a word's vector
-        hidden_units: int = 64,  # number of patterns
-        kernel_size: int = 4,  # words that are seen together
-        output_shape: int = 2,  # number of classes
-        padding_idx: int = Vocabulary.padding,  # this index counts for nothing
-    ):
-        super().__init__()
-        self.padding_idx = padding_idx
-        self.embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=padding_idx)
-        _start_small(self.embedding.weight, padding_idx)
-        self.conv = nn.Conv1d(embed_dim, hidden_units, kernel_size)
-        self.classifier = nn.Linear(hidden_units, output_shape)
-
-    def forward(self, X: torch.Tensor) -> torch.Tensor:
-        rows = self.embedding(X).transpose(1, 2)  # (N, L, embed_dim) -> (N, embed_dim, L), as convolutions want it
-        rows = nn.functional.pad(rows, (self.conv.kernel_size[0] - 1, 0))  # each window ends at its word
-        matches = self.conv(rows).relu() * (X != self.padding_idx).unsqueeze(1)
-        return self.classifier(matches.amax(dim=2))
