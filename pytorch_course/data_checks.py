@@ -113,8 +113,8 @@ _RANDOM = r"\b(?:Rand|ColorJitter|AutoAugment|TrivialAugment|AugMix|GaussianNois
 
 def _comparable(sample) -> list:
     "Tensors, arrays, images, numbers and strings in a sample, by value; other objects are all the same."
-    values = [leaf.double().numpy() if torch.is_tensor(leaf) else leaf for leaf in leaves(sample)]
-    return [repr(value) if isinstance(value, (int, float, str)) else getattr(value, "tobytes", bytes)() for value in values]
+    parts = [part.double().numpy() if torch.is_tensor(part) else part for part in leaves(sample)]
+    return [repr(part) if isinstance(part, (int, float, str)) else getattr(part, "tobytes", bytes)() for part in parts]
 
 def _is_random(dataset) -> bool:
     "Do the first samples differ from one read to the next?"

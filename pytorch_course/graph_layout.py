@@ -146,23 +146,19 @@ def _set_columns(layers):
     return layers
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #2bb30295
-def _copies(nodes):
-    copies = {}
-    for node in nodes:
-        if late := [source.lines[0][1] for source in node.inputs if source not in copies]:
-            raise ValueError(f"{late} must come before {node.lines[0][1]!r}: list every node after its inputs")
-        copies[node] = replace(node, lines=list(node.lines), inputs=[copies[source] for source in node.inputs])
-    return list(copies.values())
-
 def draw_nodes(
     nodes: Iterable[GraphNode],  # a graph: every node after its inputs, the result last; left as they are
     description: str,  # the drawing in words, for people who listen to the page
     notes: Iterable[GraphNode] = (),  # nodes without arrows, shown below the graph
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
     "Draw a graph, its leaves at the top. Raises `ValueError` without nodes, or if one comes before its inputs."
-    nodes = _copies(nodes)
-    if not nodes: raise ValueError("there is nothing to draw: the list of nodes is empty")
-    layers = [[note] for note in _copies(notes)] + _assign_layers(nodes)
+    copies = {}
+    for node in nodes:
+        if late := [source.lines[0][1] for source in node.inputs if source not in copies]:
+            raise ValueError(f"{late} must come before {node.lines[0][1]!r}: list every node after its inputs")
+        copies[node] = replace(node, inputs=[copies[source] for source in node.inputs])
+    if not copies: raise ValueError("there is nothing to draw: the list of nodes is empty")
+    layers = [[replace(note)] for note in notes] + _assign_layers(list(copies.values()))
     return GraphDrawing(_write_svg(_set_columns(layers), description), description)
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #187bd545
@@ -171,11 +167,10 @@ def _merge_layers(nodes):
     layers, merged = {}, {}
     for node in nodes:
         layer, dot, own_name = node.name.rpartition(".")
-        merged[node] = node
+        merged[node] = replace(node, inputs=list(dict.fromkeys(merged[source] for source in node.inputs)))
         if node.kind == "leaf" and dot:
             merged[node] = layers.setdefault(layer, GraphNode("leaf", [("title", layer)], [], layer))
             merged[node].lines += [(s, f"{own_name} {text}" if s == "detail" else text) for s, text in node.lines[1:]]
-        node.inputs = list(dict.fromkeys(merged[source] for source in node.inputs))
     return list(dict.fromkeys(merged.values()))
 
 def merge_nodes(
@@ -184,7 +179,7 @@ def merge_nodes(
 ) -> list[GraphNode]:  # a smaller graph of new nodes, ready for `draw_nodes`
     "Merge the parameters of each layer, keep what is near the result. Raises `ValueError` when `max_nodes` is below 1."
     if max_nodes < 1: raise ValueError(f"max_nodes must be 1 or more, got {max_nodes}")
-    nodes = _merge_layers(_copies(nodes))
+    nodes = _merge_layers(nodes)
     kept = nodes[-max_nodes:]
     kinds = Counter(node.kind for node in nodes[:-max_nodes])
     note = GraphNode("note", [("title", f"… {kinds['op']} more operations, {kinds['leaf']} more leaves")])

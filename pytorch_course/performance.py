@@ -201,7 +201,7 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
 
     for batch in batches:
         following = None
-        on_device = all(getattr(leaf, "is_cuda", True) for leaf in leaves(batch))  # its memory may be used again for the next one
+        on_device = all(getattr(leaf, "is_cuda", True) for leaf in leaves(batch))  # may be overwritten by the next one
         if not on_device:
             with torch.cuda.stream(stream):
                 following = to_device(batch, device), stream.record_event()
