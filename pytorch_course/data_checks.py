@@ -25,7 +25,6 @@ CHECKS = {
     "random_validation": "the same data each time: give the validation data a transform of their own",
     "overlap": "samples the model has never seen: split the data first, for example by split_dataset",
     "head": "as many outputs as classes: build the model with output_shape=len(class_names)",
-    "train_mode": "evaluation mode: model.eval(), or `with evaluation_mode(model):`",
     "lengths": "one label for every input: look at the data set's __getitem__ and at collate_fn",
     "float64": "the same type for the input and the weights: X = X.float()",
     "integer_input": "the same type: X = X.float(), for images X.float() / 255",
