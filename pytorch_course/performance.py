@@ -200,15 +200,10 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
         return batch
 
     for batch in batches:
-        following = None
-        on_device = all(getattr(leaf, "is_cuda", True) for leaf in leaves(batch))  # may be overwritten by the next one
-        if not on_device:
-            with torch.cuda.stream(stream):
-                following = to_device(batch, device), stream.record_event()
+        with torch.cuda.stream(stream):
+            following = to_device(batch, device), stream.record_event()
         if waiting:
             yield arrived(*waiting)
-        if on_device:
-            yield batch
         waiting = following
     if waiting:
         yield arrived(*waiting)
