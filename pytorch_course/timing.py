@@ -23,7 +23,7 @@ class StepProfiler(Callback):
 
     On a GPU each part is waited for, which is slower. What other callbacks do counts for the part before or after it.
     """
-    order = 90  # close to the loop: inside of what others put around a step, after what they do with it
+    order = -60  # outside of `MixedPrecision`, whose gradient scaler calls the optimizer by itself
     parts: tuple[str, ...] = ("batch", "forward and loss", "backward", "optimizer", "metrics")
 
     def __init__(self, skip: int = 1):  # leave out the first steps of a run, in which everything is prepared
