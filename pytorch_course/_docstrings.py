@@ -8,7 +8,7 @@ from types import ModuleType
 _HEAD = re.compile(  # of a function: decorators, rows of parameters or a single row, type and comment of the result
     r"(?: *@.*\n)* *def \w+\((?:\n((?:.*\n)*?) *|(.*?))\)(?: -> (.*?))?:(?:  # (.*))?\n"
 )
-_PARAMETER = re.compile(r"^ +(?!self\b|cls\b)(\*{0,2}\w+)(?:: (.*?))?(?: = .*?)?,?(?:  # (.*))?$", re.M)  # name, type, comment
+_PARAMETER = re.compile(r"^ +(?!self\b|cls\b)(\*{0,2}\w+)(?:: (.*?))?(?: = .*?)?,?(?:  # (.*))?$", re.MULTILINE)
 
 def _of_function(lines: list[str]) -> tuple[list, str]:
     "Parameters and result of the function whose definition, or first decorator, is the first line."
