@@ -80,12 +80,11 @@ class _Package(ModuleType):
     "Python sets each module that was imported as an attribute of its package: the moment to complete its docstrings."
     def __setattr__(self, name: str, value: object):
         super().__setattr__(name, value)
-        if isinstance(value, ModuleType):
+        if isinstance(value, ModuleType) and sys.flags.optimize < 2:  # -OO is for those who want no docstrings
             try:
                 from ._docstrings import add_parameters
                 add_parameters(value)
             except Exception:  # no source, perhaps; help is not worth that an import fails
                 pass
 
-if sys.flags.optimize < 2:  # -OO is for those who want no docstrings
-    sys.modules[__name__].__class__ = _Package
+sys.modules[__name__].__class__ = _Package
