@@ -125,7 +125,7 @@ class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
     order = -200
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.active: bool | None = None  # `None`: the first batch will show
 
     def before_fit(self, trainer):
@@ -174,7 +174,7 @@ class ChannelsLast(Callback):
 # %% ../nbs/3_training/39_performance.ipynb #8a46dea4
 class Compile(Callback):
     "Compile the model at its first step. Raises `ValueError` when there is no C++ compiler to do it."
-    def __init__(self):
+    def __init__(self) -> None:
         self.compiled = False
 
     def before_fit(self, trainer):

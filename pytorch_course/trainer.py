@@ -49,7 +49,7 @@ class _Steps(Hooks):
         self.phase: str | None = None  # "train", "valid", "evaluate" or "predict"
         vars(self).update(dict.fromkeys(self.counters, 0))
 
-    def step(self, batch):
+    def step(self, batch) -> torch.Tensor | tuple:
         "Override: forward pass and loss of a batch; `loss`, `(loss, outputs)` or `(loss, outputs, numbers)`."
         X, y = unpack_pair(batch)
         outputs = self.model(X)
