@@ -114,7 +114,7 @@ def notebook_faults():
 
 def file_faults():
     "Columns and statements of the files that are written by hand, and sizes of all modules."
-    by_hand = [ROOT / "setup.py", PACKAGE / "__init__.py", PACKAGE / "__main__.py"]
+    by_hand = [ROOT / "setup.py", *(PACKAGE / f"{name}.py" for name in ("__init__", "__main__", "_docstrings"))]
     for folder in ("tests", "benchmarks", ".ci"):
         by_hand += sorted((ROOT / folder).glob("*.py"))
     for path in by_hand:

@@ -8,7 +8,7 @@ The lessons, in order
     tensors               describe, pick_device, seed_everything
     data                  ImageFolder, find_splits, create_dataloaders
     model                 TinyVGG and other networks; build_model, summary
-    autograd              gradients; an engine built by hand
+    autograd              gradients: topological_sort, which walks through a computation graph
     training              metrics, train_step, test_step, train: the plain loop
     save_load             model files that describe themselves: save_model, load_model
     going_modular         the commands of `pytorch-course`
@@ -40,6 +40,8 @@ The ground floor
 """
 __version__ = "0.1.0"
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` imports a module when it is needed
@@ -73,3 +75,16 @@ def __dir__() -> list[str]:
     from pkgutil import iter_modules
     modules = [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
     return sorted({*globals(), *_HOME, *modules})
+
+class _Package(ModuleType):
+    "Python sets each module that was imported as an attribute of its package: the moment to complete its docstrings."
+    def __setattr__(self, name: str, value: object):
+        super().__setattr__(name, value)
+        if isinstance(value, ModuleType) and sys.flags.optimize < 2:  # -OO is for those who want no docstrings
+            try:
+                from ._docstrings import add_parameters
+                add_parameters(value)
+            except Exception:  # no source, perhaps; help is not worth that an import fails
+                pass
+
+sys.modules[__name__].__class__ = _Package

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset, RandomSampler
+from .weights_files import leaves
 
 # %% ../nbs/3_training/30c_arguments.ipynb #a3ecd056
 def _require(name: str, value, kind, expected: str):
@@ -39,9 +40,8 @@ def check_trainer_arguments(model, loss_fn, optimizer, metrics):
         _require("optimizer", optimizer, torch.optim.Optimizer, f"an optimizer such as {example}")
     reduction = getattr(loss_fn, "reduction", "mean")
     if reduction not in ("mean", "batchmean"):
-        kind = f'{type(loss_fn).__name__}(reduction="{reduction}")'
-        advice = 'use reduction="mean"'
-        raise ValueError(f"{kind} is no mean over the batch, so its value depends on the batch size; {advice}")
+        advice = 'so its value depends on the batch size; use reduction="mean"'
+        raise ValueError(f'{type(loss_fn).__name__}(reduction="{reduction}") is no mean over the batch, {advice}')
     if metrics is None: return
     _require("metrics", metrics, dict, 'a dictionary such as {"acc": accuracy}')
     if "loss" in metrics: raise ValueError("a metric cannot be called 'loss', because the loss has this name")
@@ -81,8 +81,7 @@ def check_in_order(dataloader: Iterable):
     "`check_dataloader`; and warn when it gives its samples in random order."
     check_dataloader("dataloader", dataloader)
     if isinstance(getattr(dataloader, "sampler", None), RandomSampler):
-        message = "this dataloader shuffles, so the predictions are in another order than the data"
-        warnings.warn(message, stacklevel=3)
+        warnings.warn("this dataloader shuffles, so the predictions are in another order than the data", stacklevel=3)
 
 # %% ../nbs/3_training/30c_arguments.ipynb #c46865c3
 def unpack_step(result) -> tuple:
@@ -137,7 +136,4 @@ def evaluation_mode(*models: nn.Module) -> Iterator[nn.Module]:
 
 def batch_size(batch) -> int:
     "Number of samples: the length of the first tensor in a batch of any structure; 1 if there is none."
-    if isinstance(batch, torch.Tensor): return len(batch) if batch.ndim else 1
-    if isinstance(batch, dict):
-        batch = list(batch.values())
-    return batch_size(batch[0]) if isinstance(batch, list | tuple) and batch else 1
+    return next((len(leaf) for leaf in leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim), 1)

@@ -77,7 +77,7 @@ def make_parser(
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for function in functions:
-        name, text = function.__name__.replace("_", "-"), inspect.getdoc(function) or ""
+        name, text = function.__name__.replace("_", "-"), (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
         command = commands.add_parser(name, help=text.partition(".")[0], description=text, allow_abbrev=False)
         command.set_defaults(run=function)
         _add_arguments(command, function, aliases)

@@ -225,12 +225,16 @@ def scaffold(
     print(f"next: {shlex.join(['cd', directory])} && python get_data.py && python train.py")
 
 def doctor(
+    data: str | None = None,  # name, folder or zip file: look at all its images instead
     root: str = "data",  # folder for data sets
     json: bool = False,  # print JSON instead of text
 ) -> int:
     "Check what would fail on this machine, and how to fix it. Exit status 1 if something would."
-    from pytorch_course.doctor import diagnose, print_report
-    return print_report(diagnose(".", root), json)
+    from pytorch_course import get_data as datasets
+    from pytorch_course.doctor import diagnose, diagnose_images, print_report
+    if data is None: return print_report(diagnose(".", root), json)
+    folder = data if data and Path(data).is_dir() else datasets.get_data(data, root)
+    return print_report(diagnose_images(folder), json)
 
 # %% ../nbs/06_going_modular.ipynb #47982072
 def main(

@@ -21,25 +21,25 @@ class Callback:
     order = 0  # callbacks with a lower number are called first, and their wrappers stand further outside
     state_attributes: tuple[str, ...] = ()  # what a checkpoint must keep: tensors, numbers, strings, lists
 
-    def before_fit(self, trainer):
+    def before_fit(self, trainer) -> None:
         "`trainer.epoch`, `trainer.steps` and `trainer.end_epoch` are known."
 
-    def before_epoch(self, trainer):
+    def before_epoch(self, trainer) -> None:
         "An epoch begins, or goes on after a resume."
 
-    def before_batch(self, trainer):
+    def before_batch(self, trainer) -> None:
         "`trainer.batch` is on the device; it may be replaced."
 
-    def after_backward(self, trainer):
+    def after_backward(self, trainer) -> None:
         "The gradients are there, the weights have not moved yet. Not called while gradients accumulate."
 
-    def after_batch(self, trainer):
+    def after_batch(self, trainer) -> None:
         "`trainer.loss`, `trainer.outputs`; `trainer.updated`: have the weights moved?"
 
-    def after_epoch(self, trainer):
+    def after_epoch(self, trainer) -> None:
         "Training and validation are done; `trainer.history[-1]` holds the metrics."
 
-    def after_fit(self, trainer):
+    def after_fit(self, trainer) -> None:
         "Training has ended, also early or with an error."
 
     def around_fit(self, trainer, fit: Callable) -> Callable:
@@ -70,7 +70,7 @@ class Callback:
         "Called when a run is resumed: after `before_fit`, in the middle of an epoch after `before_epoch`."
         vars(self).update(state)
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
             if name.startswith(("before_", "after_", "around_", "on_")) and not hasattr(Callback, name):

@@ -21,7 +21,7 @@ from torch import nn
 # %% ../nbs/02_model.ipynb #39c1b9d4
 class LinearRegressionModel(nn.Module):
     "A straight line `y = weights * x + bias`, parameters by hand; any shape in, the same out."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.randn(1))
         self.bias = nn.Parameter(torch.randn(1))
@@ -31,7 +31,7 @@ class LinearRegressionModel(nn.Module):
 
 class LinearRegressionModelV2(nn.Module):
     "A straight line with a layer: `(N, 1)` in, `(N, 1)` out."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear_layer = nn.Linear(in_features=1, out_features=1)
 
@@ -124,7 +124,7 @@ class Cifar10Net(nn.Module):
 # %% ../nbs/02_model.ipynb #1fd4478d
 class Net(nn.Module):
     "Binary: `(N, 3, H, W)`, 14 pixels up, in; probabilities `(N, 1)` for `nn.BCELoss` out."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 32, kernel_size=3)
         self.pool = nn.MaxPool2d(2)

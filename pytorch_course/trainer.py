@@ -49,7 +49,7 @@ class _Steps(Hooks):
         self.phase: str | None = None  # "train", "valid", "evaluate" or "predict"
         vars(self).update(dict.fromkeys(self.counters, 0))
 
-    def step(self, batch):
+    def step(self, batch) -> torch.Tensor | tuple:
         "Override: forward pass and loss of a batch; `loss`, `(loss, outputs)` or `(loss, outputs, numbers)`."
         X, y = unpack_pair(batch)
         outputs = self.model(X)
@@ -109,7 +109,8 @@ class _Evaluation(_Steps):
             return join_outputs([step(batch) for batch in self.around("batches", self.batches)(dataloader)])
 
 def join_outputs(outputs: list) -> torch.Tensor:
-    "One tensor in float32 or a wider type. Raises `TypeError` for outputs that are no tensors."
+    "One tensor in float32 or a wider type. Raises `TypeError` for no tensors, `ValueError` for no outputs at all."
+    if not outputs: raise ValueError("the dataloader gave no batch; is the dataset empty?")
     for output in outputs:
         if not isinstance(output, torch.Tensor):
             kind = type(output).__name__
@@ -135,6 +136,10 @@ class Trainer(_Evaluation):
         self.around("fit", self.fit_epochs)()
         import pandas  # here, because it takes half a second to import
         return pandas.DataFrame(self.history)
+
+    def __getstate__(self) -> dict:
+        "For `pickle`: without the functions that are made anew for each epoch."
+        return {name: value for name, value in vars(self).items() if name not in ("backward", "update")}
 
     def fit_epochs(self):
         "Train, validate, and tell the callbacks."
