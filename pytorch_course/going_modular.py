@@ -209,10 +209,11 @@ def evaluate(
 # %% ../nbs/06_going_modular.ipynb #351a8d78
 def scaffold(
     directory: str,  # new or empty folder
+    with_food_shapes: bool = False,  # add the program that draws images of pizza, steak and sushi
 ):
     "Write stand-alone scripts to build on. They run with torch, torchvision and tqdm alone."
     from pytorch_course import scaffold as scripts
-    print(*scripts.scaffold(directory), sep="\n")
+    print(*scripts.scaffold(directory, with_food_shapes), sep="\n")
     print(f"next: {shlex.join(['cd', directory])} && python get_data.py && python train.py")
 
 def doctor(
