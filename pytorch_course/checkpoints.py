@@ -191,7 +191,7 @@ class Checkpoints(_Saving):
             raise ValueError("Checkpoints needs Reproducible(seed=...) beside it, or a resumed run would differ")
         def fit_and_save():
             self.shutdown = GracefulShutdown()
-            self.manager.prepare(self.resume)
+            self.manager.prepare(bool(self.resume))
             self.find(trainer)
             with self.shutdown:
                 fit()

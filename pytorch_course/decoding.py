@@ -32,7 +32,7 @@ def decode_files(
     "Decode image files, large ones in several threads."
     names, errors = [os.fspath(path) for path in paths], {}
     positions = iter(range(len(names)))
-    bar = tqdm(desc="decoding", total=len(names), **progress_bar_options() if progress else {"disable": True})
+    options: dict = progress_bar_options() if progress else {"disable": True}
     def work():
         for position in positions:
             try:
@@ -43,7 +43,7 @@ def decode_files(
 
     is_large = any(os.path.isfile(name) and os.path.getsize(name) > _LARGE_FILE for name in names[:1])
     others = min(8, cpu_count()) - 1 if is_large and get_worker_info() is None else 0
-    with bar, ThreadPoolExecutor(max(1, others)) as pool:
+    with tqdm(desc="decoding", total=len(names), **options) as bar, ThreadPoolExecutor(max(1, others)) as pool:
         jobs = [pool.submit(work) for _ in range(others)]
         try:
             work()

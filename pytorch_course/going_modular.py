@@ -118,7 +118,8 @@ def _train(args: SimpleNamespace):
             runs.write_config(folder, config)
         trainer = recipes.fit(
             model, *dataloaders, epochs=args.epochs, optimizer=optimizer, **options,
-            checkpoint_dir=folder/"checkpoints", resume=bool(args.resume) and (not args.changed_data or "changed_data"),
+            checkpoint_dir=folder/"checkpoints",
+            resume=bool(args.resume) and (not args.changed_data or "changed_data"),
             callbacks=[_print_performance(args, dataloaders)],
         )
         runs.save_run(folder, model, info, trainer.history, config)

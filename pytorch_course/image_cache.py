@@ -64,7 +64,7 @@ class _ImageStore:
     ) -> torch.Tensor:  # `uint8 (len(indices), C, H, W)`, a copy
         "Some images, in this order; those that are missing are decoded first."
         if self.pixels is None:
-            return torch.stack([self.transform.resize(open_image(self.paths[i], self.draft)) for i in indices])
+            return torch.stack([self.transform.resize(open_image(self.paths[int(i)], self.draft)) for i in indices])
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         for error in self.decode(chosen).values():
             raise error
