@@ -118,7 +118,8 @@ def _train(args: SimpleNamespace):
             runs.write_config(folder, config)
         trainer = recipes.fit(
             model, *dataloaders, epochs=args.epochs, optimizer=optimizer, **options,
-            checkpoint_dir=folder/"checkpoints", resume=args.resume is not None,
+            checkpoint_dir=folder/"checkpoints",
+            resume=bool(args.resume) and (not args.changed_data or "changed_data"),
             callbacks=[_print_performance(args, dataloaders)],
         )
         runs.save_run(folder, model, info, trainer.history, config)
@@ -148,10 +149,12 @@ def train(
     seed: NonNegativeInt = 42,  # the same seed gives the same run on the same machine
     out: str | None = None,  # folder for the results, new or empty (default: runs/<data>-<model>)
     resume: str | None = None,  # interrupted run to resume, to exactly the same result
+    changed_data: bool = False,  # resume although the data have changed within an epoch
 ):
     """Train an image classifier. Without flags: TinyVGG on handwritten digits, no network needed.
 
-    With --resume, of the other flags only --epochs, --num_workers, --no_cache and --device.
+    With --resume, of the other flags only --epochs, --num_workers, --no_cache, --device
+    and --changed_data.
     """
     _train(SimpleNamespace(**locals()))
 

@@ -67,7 +67,7 @@ def read_config(folder: str | Path) -> dict:
     return {}
 
 # %% ../nbs/4_tools/50_runs.ipynb #68fb528a
-CHANGEABLE = ("epochs", "num_workers", "no_cache", "device")  # settings that may be given anew when a run is resumed
+CHANGEABLE = ("epochs", "num_workers", "no_cache", "device", "changed_data")  # may be given anew with `resume`
 
 def _resumed_settings(given: dict, names: list[str]) -> dict:
     "The saved settings, completed by those that were given. Raises `ValueError` for those that cannot change."
