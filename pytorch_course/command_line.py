@@ -67,7 +67,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         wrong = re.search(r"(?<=invalid choice: ')[^']+|(?<=unrecognized arguments: )--\w+", message)
         choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-        near = get_close_matches(wrong[0], choices or self._option_string_actions, 1) if wrong else []
+        known, cutoff = (choices, 0.6) if choices else (self._option_string_actions, 0.7)  # all flags share their --
+        near = get_close_matches(wrong[0], known, 1, cutoff) if wrong else []
         message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 

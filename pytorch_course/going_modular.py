@@ -161,7 +161,7 @@ def train(
     batch_size: PositiveInt = 32,  # images per step
     learning_rate: PositiveFloat = 0.001,  # step size of the optimizer; the highest of a schedule
     optimizer: Literal["sgd", "adam", "adamw"] = "adam",  # sgd: with momentum 0.9
-    schedule: Literal["onecycle", "cosine", "none"] = "none",  # of the learning rate, set at each step
+    schedule: Literal["onecycle", "cosine", "none"] = "none",  # of the learning rate, per step
     augment: bool = False,  # flip and shift training images at random; not for digits or letters
     patience: PositiveInt | None = None,  # stop N epochs after the lowest loss, keep those weights
     hidden_units: Size = 10,  # channels of TinyVGG's convolutions

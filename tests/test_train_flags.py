@@ -62,7 +62,8 @@ def spy(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("name, kind, momentum", [("sgd", "SGD", 0.9), ("adam", "Adam", None), ("adamw", "AdamW", None)])
+@pytest.mark.parametrize("name, kind, momentum", [("sgd", "SGD", 0.9), ("adam", "Adam", None),
+                                                  ("adamw", "AdamW", None)])
 def test_optimizer(train, tmp_path, monkeypatch, name, kind, momentum):
     made = spy(monkeypatch)
     status, out, err = train("--optimizer", name, "--lr", 0.02, "--epochs", 1, "--out", "run")
@@ -253,7 +254,7 @@ def test_the_nearest_word_is_proposed(line, proposal, capfd):
     assert exit.value.code == 2 and err.count("\n") == 1 and proposal in err
 
 
-@pytest.mark.parametrize("line", ["train --zzz 3", "train yes", "frobnicate", "train --epochs 0"])
+@pytest.mark.parametrize("line", ["train --zzz 3", "train --colour red", "train yes", "frobnicate", "train --epochs 0"])
 def test_far_words_are_not_proposed(line, capfd):
     with pytest.raises(SystemExit):
         main(line.split())
