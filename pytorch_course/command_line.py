@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Annotated, Literal, get_args, get_origin
 
@@ -62,14 +62,18 @@ def _add_arguments(parser: argparse.ArgumentParser, function: Callable, aliases:
             parser.add_argument(*flags, **options)
 
 # %% ../nbs/4_tools/49_command_line.ipynb #c0111b33
+def _propose(message: str, flags: Iterable[str] = ()) -> str:
+    "The message, with the word that is nearest to the unknown one that it names."
+    choice = re.search(r"'([^']+)'\W+choose (?:from|one of) (.+)", message)
+    flag = re.search(r"(?<=unrecognized arguments: )--\w+", message)
+    near = get_close_matches(flag[0], flags, 1, 0.7) if flag else []  # all flags have the -- in common
+    near += get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), 1) if choice else []
+    return f"{message}; did you mean {near[0]}?" if near else message
+
 class _Parser(argparse.ArgumentParser):
-    "Errors in one line, with the nearest word that there is, exit status 2."
+    "Errors in one line, exit status 2."
     def error(self, message: str):
-        wrong = re.search(r"(?<=invalid choice: ')[^']+|(?<=unrecognized arguments: )--\w+", message)
-        choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
-        known, cutoff = (choices, 0.6) if choices else (self._option_string_actions, 0.7)  # all flags share their --
-        near = get_close_matches(wrong[0], known, 1, cutoff) if wrong else []
-        message += f"; did you mean {near[0]}?" if near else ""
+        message = _propose(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args=None, namespace=None):
@@ -130,7 +134,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        message = user_message(error)
+        message = _propose(user_message(error))
         expected = type(error).__name__ == "DataLoaderWorkerError" or "not enough memory" in message
         if isinstance(error, RuntimeError) and not expected: raise  # a bug, and its traceback is welcome
         print(f"{name}: error: {message}", file=sys.stderr)
