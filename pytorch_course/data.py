@@ -96,7 +96,7 @@ def _describe_skipped(skipped: Counter) -> str:
     names = [f"{name} ({count}{reasons.get(name, '')})" for name, count in most[:6]]
     return ", ".join(names + ["..."] * (len(most) > 6))
 
-# %% ../nbs/01_data.ipynb #b26a931c
+# %% ../nbs/01_data.ipynb #d3a8f9fb
 def _find_samples(root: str, classes: list[str], skipped: Counter) -> list[tuple[str, int]]:
     "Image files with their class indices. Raises `ValueError` for a class without images."
     samples = []
@@ -174,7 +174,7 @@ def _named_parts(folder: Path) -> dict[str, Path]:
     is_split = "train" in parts and (len(parts) > 1 or len(inside) == 1)  # else a class of trains
     return parts if is_split else {}
 
-# %% ../nbs/01_data.ipynb #1707d682
+# %% ../nbs/01_data.ipynb #db63fec4
 def find_parts(
     folder: str | Path,  # with `train` and `test`, or with class folders, or around one of these
 ) -> dict[str, Path]:  # `train`, perhaps `valid` and `test`; or `all`: class folders, not split yet
@@ -192,7 +192,7 @@ def find_parts(
     for place in reversed(chain):
         if (classes := _folders(place)) and all(map(_has_files, classes)): return {"all": place}
     expected = "expected train/<class>/<images> and test/... (or val), or <class>/<images>"
-    raise FileNotFoundError(f"no train and test folders, no class folders in {folder}; {expected}")
+    raise FileNotFoundError(f"no train and test folders in {folder}, no class folders; {expected}")
 
 def find_splits(
     folder: str | Path,  # as for `find_parts`
@@ -209,8 +209,9 @@ def infer_channels(
     num_files: int = 100,  # how many files to look at, evenly spread over the classes
 ) -> int:  # 1 if all of them are gray, else 3
     "Does this data set need one channel or three? A file that cannot be read counts as color."
-    step = max(1, len(dataset.samples) // num_files)
-    for path, _ in dataset.samples[: step * num_files : step]:
+    total = len(dataset.samples)
+    for i in range(count := min(num_files, total)):
+        path = dataset.samples[i * total // count][0]
         with suppress(Exception), open_image_header(path) as image:
             if image.mode in ("1", "L", "LA") or image.mode.startswith("I;16"): continue
         return 3
