@@ -36,7 +36,8 @@ def get_data(
     train/<class>/ and test/<class>/, or with class folders that are not split yet.
     """
     from pytorch_course import data, get_data as datasets
-    folder, words = datasets.get_data(name, root), dict(train="training", valid="validation")
+    folder = datasets.get_data(name, root)
+    words = {"train": "training", "valid": "validation", "all": "unsplit"}
     parts = {part: _count_files(place) for part, place in data.find_parts(folder).items()}
     counts = [f"{sum(n.values()):,} {words.get(part, part)}" for part, n in sorted(parts.items())]
     classes = len(next(iter(parts.values())))
@@ -52,7 +53,8 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     parts = runs.open_parts(config | {"seed": args.seed})
     channels, names = data.infer_channels(parts.train), parts.train.classes
     if len(names) < 2:
-        raise ValueError(f"{parts.train.root} has a single class, {names[0]!r}; at least two are needed")
+        place = parts.train.root
+        raise ValueError(f"{place} has a single class, {names[0]!r}; at least two are needed")
     architecture, kwargs = runs.choose_model(args.model, channels, len(names), *sizes)
     transform = images.ImageTransform(image_size=kwargs["image_size"], channels=channels)
     options = dict(cache=not args.no_cache, draft=args.draft)
@@ -61,7 +63,8 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
         part: image_cache.CachedImageFolder(images, transform, **options)
         for part, images in opened.items()
     }
-    image_cache.decode_datasets(*sets.values(), skip_damaged=args.skip_damaged)
+    if decode := getattr(image_cache, "decode_datasets", None):
+        decode(*sets.values(), skip_damaged=args.skip_damaged)
 
     def load(part: str) -> tuple:
         return data.create_dataloaders(
@@ -94,8 +97,9 @@ def _print_performance(args: SimpleNamespace, dataloaders: list):
             print(f"speed   {line}", flush=True)
     return PrintPerformance()
 
+# %% ../nbs/06_going_modular.ipynb #af2dfbaa
 def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
-    "What is trained on what, in three lines."
+    "What is trained on what, and how, in three lines."
     from pytorch_course.model import count_parameters
     loaders = {"training": parts.train, "validation": parts.valid, "test": parts.test}
     counts = [f"{len(x.dataset):,} {part}" for part, x in loaders.items() if x is not None]
@@ -104,44 +108,64 @@ def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
     print(f"data    {parts.name}: {images} images in {classes}")
     parameters = f"{count_parameters(parts.model):,} parameters"
     print(f"model   {type(parts.model).__name__}, {parameters}, images {size} x {size}")
-    print(f"device  {args.device}, seed {args.seed}")
+    schedule = "" if args.schedule == "none" else f", schedule {args.schedule}"
+    steps = f"{args.optimizer} with learning rate {args.learning_rate:g}{schedule}"
+    print(f"device  {args.device}, seed {args.seed}, {steps}{', augmented' * args.augment}")
 
-def _print_result(folder: Path, accuracy: float, test_set):
-    "How good it is, where it is, and what to do next."
-    print(f"\ntest accuracy {accuracy:.1%} on {len(test_set):,} images not used for training")
-    print(f"saved in {folder}: model.pt, history.csv, curves.png, config.json")
-    words = ["pytorch-course", "predict", str(folder/"model.pt"), test_set.samples[0][0]]
+def _print_result(folder: Path, args: SimpleNamespace, parts, accuracy: float, epoch: int):
+    "How good it is, how that was measured, where it is, and what to do next."
+    from pytorch_course.splits import count_shared
+    test_samples = parts.test.dataset.samples
+    seen = count_shared(parts.train.dataset.samples, test_samples)
+    how = ", measured once"
+    if parts.valid is None:
+        told = "used to choose the epoch" if args.patience else "measured after every epoch"
+        how = f" ({told}; --valid_share 0.2 keeps some for choosing)"
+    how += f"; {seen:,} of them are training images" if seen else ""
+    print(f"\ntest accuracy {accuracy:.1%} on {len(test_samples):,} images{how}")
+    model = f"model.pt (of epoch {epoch})" if args.patience else "model.pt"
+    files = ["history.csv", "curves.png", "config.json"] + ["steps.csv"] * bool(args.log_every)
+    print(f"saved in {folder}: {model}, {', '.join(files)}")
+    words = ["pytorch-course", "predict", str(folder/"model.pt"), test_samples[0][0]]
     print(f"next: {shlex.join(words)}")
 
 # %% ../nbs/06_going_modular.ipynb #20bbfafa
 def _train(args: SimpleNamespace):
     "Prepare, train, save, and say what to do next."
     import torch
-    from pytorch_course import recipes, system, tensors
+    from pytorch_course import augmentation, callbacks, recipes, system, tensors
     torch.set_num_threads(min(torch.get_num_threads(), system.cpu_count()))
     config = {name: value for name, value in vars(args).items() if name != "resume"}
     args.device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     parts = _prepare(args)
-    model, info = parts.model, parts.info
-    dataloaders = [parts.train, parts.test if parts.valid is None else parts.valid]
-    config |= parts.config | {"device": str(args.device)}
+    config |= parts.config | {"name": parts.name, "device": str(args.device)}
+    if args.augment:
+        padding = parts.info.transform.image_size // 8  # 4 of 32 pixels, as is usual
+        parts.train.dataset.augment = augmentation.RandomFlipCrop(padding)
+    measured = parts.test if parts.valid is None else parts.valid  # after every epoch
     fused = True if args.device.type in ("cpu", "cuda") and not args.exact else None
-    weights = model.to(args.device).parameters()
-    optimizer = torch.optim.Adam(weights, lr=args.learning_rate, fused=fused)
+    weights = parts.model.to(args.device).parameters()
+    optimizer = recipes.OPTIMIZERS[args.optimizer](weights, lr=args.learning_rate, fused=fused)
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
-    with runs.open_run(f"{parts.name}-{info.architecture}", args.out, args.resume) as folder:
+    options |= dict(schedule=args.schedule, patience=args.patience)
+    with runs.open_run(f"{parts.name}-{parts.info.architecture}", args.out, args.resume) as folder:
         _print_settings(args, parts)
         if not args.resume:
             runs.write_config(folder, config)
+        chosen: list = [_print_performance(args, [parts.train, measured])]
+        if args.log_every:
+            chosen.append(callbacks.StepLogger(folder/"steps.csv", args.log_every))
         trainer = recipes.fit(
-            model, *dataloaders, epochs=args.epochs, optimizer=optimizer, **options,
+            parts.model, parts.train, measured, epochs=args.epochs, optimizer=optimizer, **options,
             checkpoint_dir=folder/"checkpoints", resume=args.resume is not None,
-            callbacks=[_print_performance(args, dataloaders)],
+            callbacks=chosen,
         )
-        runs.save_run(folder, model, info, trainer.history, config)
-    _print_result(folder, info.metrics["test_acc"], dataloaders[1].dataset)
+        tested = trainer.evaluate(parts.test)
+        once = None if parts.valid is None else tested
+        epoch = runs.save_run(folder, parts.model, parts.info, trainer.history, config, once)
+    _print_result(folder, args, parts, tested["acc"], epoch)
 
 # %% ../nbs/06_going_modular.ipynb #7aa69e30
 @runs.resumable
@@ -157,7 +181,11 @@ def train(
     model: str = "tinyvgg",  # tinyvgg, cifar10net or neuralnetwork
     epochs: PositiveInt = 5,  # passes over the training images
     batch_size: PositiveInt = 32,  # images per step
-    learning_rate: PositiveFloat = 0.001,  # step size of Adam
+    learning_rate: PositiveFloat = 0.001,  # step size of the optimizer; the highest of a schedule
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam",  # sgd: with momentum 0.9
+    schedule: Literal["onecycle", "cosine", "none"] = "none",  # of the learning rate, per step
+    augment: bool = False,  # flip and shift training images at random; not for digits or letters
+    patience: PositiveInt | None = None,  # stop N epochs after the lowest loss, keep those weights
     hidden_units: Size = 10,  # channels of TinyVGG's convolutions
     image_size: Size | None = None,  # height and width in pixels (default: the model's own)
     device: str | None = None,  # cpu, cuda, cuda:1, mps ... (default: the best one there is)
@@ -166,6 +194,7 @@ def train(
     draft: bool = False,  # decode large JPEGs at reduced size: faster, pixels differ slightly
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",  # mixed precision needs hardware for it
     compile: bool = False,  # compile the model first; pays off in long runs
+    log_every: PositiveInt | None = None,  # loss and learning rate to steps.csv, every N steps
     exact: bool = False,  # as the plain loop computes: no channels_last, no fused optimizer
     seed: NonNegativeInt = 42,  # the same seed gives the same run on the same machine
     out: str | None = None,  # folder for the results, new or empty (default: runs/<data>-<model>)

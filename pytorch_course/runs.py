@@ -44,7 +44,8 @@ def _new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         if not any(path.glob("checkpoints/*.pt")):
             with suppress(OSError):
-                (path/"config.json").unlink(missing_ok=True)
+                for name in ("config.json", "steps.csv"):
+                    (path/name).unlink(missing_ok=True)
                 for folder in (path/"checkpoints", *made):
                     folder.rmdir()
         raise
@@ -192,23 +193,27 @@ def choose_model(
 def save_run(
     folder: Path,  # of the run
     model,  # the trained model
-    info,  # its `ModelInfo`; gets the metrics of the last epoch
+    info,  # its `ModelInfo`; gets the metrics of its epoch
     history: list[dict],  # a row for each epoch, `{"epoch": 1, "train_loss": ..., "valid_loss": ...}`
-    config: dict,  # as for `write_config`
-):
+    config: dict,  # as for `write_config`; with `patience`, the model is that of the best epoch
+    tested: dict | None = None,  # `{"loss": ..., "acc": ...}`, measured once at the end
+) -> int:  # the epoch of the model
     "Write history.csv, curves.png, config.json, and when all that is there, model.pt."
     import pandas as pd
     from pytorch_course.files import atomic_write
     from pytorch_course.plots import plot_loss_curves
     from pytorch_course.save_load import save_model
-    table = pd.DataFrame(history).rename(columns=lambda name: name.replace("valid_", "test_"))
-    info.metrics = table.drop(columns="epoch").iloc[-1].to_dict()
+    table = pd.DataFrame(history)
+    best = table.fillna(float("inf")).valid_loss.argmin() if config.get("patience") else len(table) - 1
+    tests = {f"test_{name}": number for name, number in (tested or {}).items()}
+    info.metrics = table.drop(columns="epoch").iloc[best].to_dict() | tests
     with atomic_write(folder/"history.csv") as temporary:
         table.to_csv(temporary, index=False)
     with atomic_write(folder/"curves.png") as temporary:
         plot_loss_curves(table.to_dict("list")).savefig(temporary, dpi=150, format="png")
     write_config(folder, {**config, "model_info": info.to_dict()})
     save_model(model, folder, "model.pt", info)
+    return history[int(best)]["epoch"]
 
 # %% ../nbs/4_tools/50_runs.ipynb #09e393ff
 def describe_performance(model, dataloaders: list, settings: list[str]) -> str:
