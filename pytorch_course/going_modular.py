@@ -63,8 +63,7 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
         part: image_cache.CachedImageFolder(images, transform, **options)
         for part, images in opened.items()
     }
-    if decode := getattr(image_cache, "decode_datasets", None):
-        decode(*sets.values(), skip_damaged=args.skip_damaged)
+    image_cache.decode_datasets(*sets.values(), skip_damaged=args.skip_damaged)
 
     def load(part: str) -> tuple:
         return data.create_dataloaders(

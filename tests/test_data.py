@@ -83,7 +83,10 @@ def make_photos(folder, classes=("cat", "dog"), per_class=10, mode="RGB", ending
     return folder
 
 
-@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "validation"), ("TRAIN", "Val"), ("train", "testing")])
+NAMES = [("Train", "Test"), ("training", "validation"), ("TRAIN", "Val"), ("train", "testing")]
+
+
+@pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_names_and_depth_of_the_parts(tmp_path, names, depth):
     place = tmp_path.joinpath(*("topvö", "inner")[:depth])
@@ -196,8 +199,8 @@ def test_class_folders_are_split_and_the_run_knows_how(command, tmp_path):
     done = command(*FAST, "--data", "photos", "--valid_share", 0.1, "--test_share", 0.3, "--out", "run", "--seed", 7)
     assert done.status == 0, done.err
     line = done.out.splitlines()[0]
-    assert line.startswith("data    photos: 25 training, 4 validation and 12 test images in 3 classes from photos, split")
-    assert "by seed 7, gray (25 looked at)" in line  # B8
+    assert line.startswith("data    photos: 25 training, 4 validation and 12 test images in 3 classes from photos, ")
+    assert "split by seed 7, gray (25 looked at)" in line  # B8
     assert done.err.count("notes.txt") + done.err.count("*.txt (1)") == 1, "once, not for each time it is looked at"
     assert "a single image of owl: trained on, but not tested" in done.err
     parts = open_parts(settings(tmp_path / "run"))
