@@ -16,7 +16,8 @@ Your own data
     get_data              ready-made data sets by name: food_shapes, film_reviews ...
     downloads, archives   fetch files and unpack them safely
     custom_datasets, text    tables of files, splits, samplers; sentences as word indices
-    image_cache, augmentation    decode every image once; random flips and crops
+    decoding, image_cache    look at all images first; decode every image once
+    augmentation          random flips and crops
 A trainer
     arguments, hooks, trainer    clear errors; Callback and Trainer
     callbacks             early stopping, best weights, schedules, accumulation, clipping

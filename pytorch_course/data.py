@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
@@ -65,11 +64,9 @@ IMAGE_EXTENSIONS += (".gif", ".jfif", ".avif", ".heic", ".heif")
 _NEEDED = {".avif": "Pillow 11.3", ".heic": "pillow-heif", ".heif": "pillow-heif"}
 _SYSTEM_FILES = (".ds_store", "thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".complete")
 
-@cache
 def _is_image(extension: str) -> bool:
-    "Is this an image file that can be read here?"
-    if extension in (".heic", ".heif"): return find_spec("pillow_heif") is not None
-    if extension == ".avif": return extension in Image.registered_extensions()
+    if extension in _NEEDED and extension not in Image.registered_extensions():
+        return extension != ".avif" and find_spec("pillow_heif") is not None
     return extension in IMAGE_EXTENSIONS
 
 def _find_images(folder: str, skipped: Counter) -> list[str]:
@@ -96,7 +93,7 @@ def _describe_skipped(skipped: Counter) -> str:
     names = [f"{name} ({count}{reasons.get(name, '')})" for name, count in most[:6]]
     return ", ".join(names + ["..."] * (len(most) > 6))
 
-# %% ../nbs/01_data.ipynb #d3a8f9fb
+# %% ../nbs/01_data.ipynb #fb42e225
 def _find_samples(root: str, classes: list[str], skipped: Counter) -> list[tuple[str, int]]:
     "Image files with their class indices. Raises `ValueError` for a class without images."
     samples = []
@@ -174,7 +171,7 @@ def _named_parts(folder: Path) -> dict[str, Path]:
     is_split = "train" in parts and (len(parts) > 1 or len(inside) == 1)  # else a class of trains
     return parts if is_split else {}
 
-# %% ../nbs/01_data.ipynb #db63fec4
+# %% ../nbs/01_data.ipynb #421acedd
 def find_parts(
     folder: str | Path,  # with `train` and `test`, or with class folders, or around one of these
 ) -> dict[str, Path]:  # `train`, perhaps `valid` and `test`; or `all`: class folders, not split yet

@@ -8,6 +8,7 @@ __all__ = ['get_data', 'train', 'predict', 'evaluate', 'scaffold', 'doctor', 'ma
 # %% ../nbs/06_going_modular.ipynb #bcbf9ec7
 import json as json_module
 import shlex
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -57,12 +58,9 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
         raise ValueError(f"{place} has a single class, {names[0]!r}; at least two are needed")
     architecture, kwargs = runs.choose_model(args.model, channels, len(names), *sizes)
     transform = images.ImageTransform(image_size=kwargs["image_size"], channels=channels)
-    options = dict(cache=not args.no_cache, draft=args.draft)
-    opened = {part: images for part, images in vars(parts).items() if images is not None}
-    sets = {
-        part: image_cache.CachedImageFolder(images, transform, **options)
-        for part, images in opened.items()
-    }
+    options: dict = dict(cache=not args.no_cache, draft=args.draft)
+    cached = partial(image_cache.CachedImageFolder, transform=transform, **options)
+    sets = {part: cached(images) for part, images in vars(parts).items() if images}
     image_cache.decode_datasets(*sets.values(), skip_damaged=args.skip_damaged)
 
     def load(part: str) -> tuple:
@@ -73,7 +71,7 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
         )
     train, test, class_names = load("test")
     valid = load("valid")[1] if "valid" in sets else None
-    folders = " and ".join(dict.fromkeys(images.root for images in opened.values()))
+    folders = " and ".join(dict.fromkeys(images.root for images in sets.values()))
     split = f", split by seed {args.seed}" if parts.train.part else ""
     kind = f"{'gray' if channels == 1 else 'color'} ({min(100, len(parts.train))} looked at)"
     return SimpleNamespace(
@@ -149,6 +147,7 @@ def _train(args: SimpleNamespace):
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
     options |= dict(schedule=args.schedule, patience=args.patience)
+    options |= dict(resume=bool(args.resume) and (not args.changed_data or "changed_data"))
     with runs.open_run(f"{parts.name}-{parts.info.architecture}", args.out, args.resume) as folder:
         _print_settings(args, parts)
         if not args.resume:
@@ -158,8 +157,7 @@ def _train(args: SimpleNamespace):
             chosen.append(callbacks.StepLogger(folder/"steps.csv", args.log_every))
         trainer = recipes.fit(
             parts.model, parts.train, measured, epochs=args.epochs, optimizer=optimizer, **options,
-            checkpoint_dir=folder/"checkpoints", resume=args.resume is not None,
-            callbacks=chosen,
+            checkpoint_dir=folder/"checkpoints", callbacks=chosen,
         )
         tested = trainer.evaluate(parts.test)
         once = None if parts.valid is None else tested
@@ -198,11 +196,12 @@ def train(
     seed: NonNegativeInt = 42,  # the same seed gives the same run on the same machine
     out: str | None = None,  # folder for the results, new or empty (default: runs/<data>-<model>)
     resume: str | None = None,  # interrupted run to resume, to exactly the same result
+    changed_data: bool = False,  # resume although the data have changed within an epoch
 ):
     """Train an image classifier. Without flags: TinyVGG on handwritten digits, no network needed.
 
-    With --resume, of the other flags only --epochs, --num_workers, --no_cache and --device; and
-    --data, or --train_dir and --test_dir, if the data were moved.
+    With --resume, of the other flags only --epochs, --num_workers, --no_cache, --device; --data, or
+    --train_dir and --test_dir, if the data were moved; --changed_data and --skip_damaged.
     """
     _train(SimpleNamespace(**locals()))
 

@@ -73,7 +73,7 @@ def read_config(folder: str | Path) -> dict:
     return {}
 
 # %% ../nbs/4_tools/50_runs.ipynb #68fb528a
-CHANGEABLE = ("epochs", "num_workers", "no_cache", "device")  # settings that may be given anew when a run is resumed
+CHANGEABLE = ("epochs", "num_workers", "no_cache", "device", "changed_data", "skip_damaged")  # anew for a resumed run
 _PLACES = ("data", "train_dir", "test_dir")  # these, too: `find_data` compares them with the old ones
 
 def _resumed_settings(given: dict, names: list[str]) -> dict:
@@ -160,10 +160,10 @@ def open_parts(
     "Open the images of a run, the same parts each time. `ValueError` if no class has enough images for a split."
     from pytorch_course.data import ImageFolder
     from pytorch_course.splits import split_samples
-    parts = {part: ImageFolder(config[name]) if config.get(name) else None for part, name in _FOLDERS.items()}
+    parts: dict = {part: ImageFolder(config[name]) if config.get(name) else None for part, name in _FOLDERS.items()}
     shares = {part: config[f"{part}_share"] for part in ("test", "valid") if config.get(f"{part}_share")}
-    whole = parts["train"]
-    if shares and whole:
+    if shares:
+        whole = parts["train"]
         samples = split_samples(whole.samples, (1 - sum(shares.values()), *shares.values()), config["seed"])
         for part, kept in zip(("train", *shares), samples):
             parts[part] = ImageFolder(whole)
