@@ -103,9 +103,10 @@ def _find_samples(root: str, classes: list[str], skipped: Counter) -> list[tuple
         samples += [(path, index) for path in paths]
         skipped.update(kinds)
         if not paths:
-            found = f"it holds {_describe_skipped(kinds)}" if kinds else "it is empty; remove it"
+            found = f"it holds {_describe_skipped(kinds)}" if kinds else "it is empty"
             are_texts = kinds and kinds.keys() <= {"*.txt", "*.csv", "*.json"}
-            advice = "these are texts, not images" if are_texts else "add .jpg, .png, ..."
+            advice = "add .jpg, .png, ... or remove the folder"
+            advice = "these are texts, not images" if are_texts else advice
             raise ValueError(f"no images in {folder}: {found}; {advice}")
     return samples
 
