@@ -6,7 +6,7 @@
 The lessons, in order
     workflow              prologue: a first training run, every step once
     tensors               describe, pick_device, seed_everything
-    data                  ImageFolder, find_splits, create_dataloaders
+    data                  ImageFolder, find_parts, find_splits, create_dataloaders
     model                 TinyVGG and other networks; build_model, summary
     autograd              gradients: topological_sort, which walks through a computation graph
     training              metrics, train_step, test_step, train: the plain loop
@@ -15,7 +15,8 @@ The lessons, in order
 Your own data
     get_data              ready-made data sets by name: food_shapes, film_reviews ...
     downloads, archives   fetch files and unpack them safely
-    custom_datasets, text    tables of files, splits, samplers; sentences as word indices
+    splits                training, validation and test images, copies kept together
+    custom_datasets, text    tables of files, samplers; sentences as word indices
     decoding, image_cache    look at all images first; decode every image once
     augmentation          random flips and crops
 A trainer

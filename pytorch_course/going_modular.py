@@ -8,6 +8,7 @@ __all__ = ['get_data', 'train', 'predict', 'evaluate', 'scaffold', 'doctor', 'ma
 # %% ../nbs/06_going_modular.ipynb #bcbf9ec7
 import json as json_module
 import shlex
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -33,13 +34,15 @@ def get_data(
 
     Names: digits, food_shapes, film_reviews (no network needed), pizza_steak_sushi,
     pizza_steak_sushi_20_percent, fashion_mnist, cifar10, imdb; or a folder or zip file with
-    train/<class>/ and test/<class>/.
+    train/<class>/ and test/<class>/, or with class folders that are not split yet.
     """
     from pytorch_course import data, get_data as datasets
     folder = datasets.get_data(name, root)
-    train, test = (_count_files(split) for split in data.find_splits(folder))
-    counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
-    print(f"{folder}: {counts} in {len(train)} classes")
+    words = {"train": "training", "valid": "validation", "all": "unsplit"}
+    parts = {part: _count_files(place) for part, place in data.find_parts(folder).items()}
+    counts = [f"{sum(n.values()):,} {words.get(part, part)}" for part, n in sorted(parts.items())]
+    classes = len(next(iter(parts.values())))
+    print(f"{folder}: {' and '.join(reversed(counts))} files in {classes} classes")
 
 # %% ../nbs/06_going_modular.ipynb #467f9c03
 def _prepare(args: SimpleNamespace) -> SimpleNamespace:
@@ -47,28 +50,39 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     from pytorch_course import data, image_cache, save_load, transfer_weights
     sizes = (args.hidden_units, args.image_size)
     runs.choose_model(args.model, 3, 2, *sizes)  # find a wrong name before any data
-    train_dir, test_dir, name = runs.find_data(
-        args.data, args.train_dir, args.test_dir, args.root, args.resume
-    )
-    folder = data.ImageFolder(train_dir)
-    channels, names = data.infer_channels(folder), folder.classes
+    config = runs.find_data(vars(args))
+    parts = runs.open_parts(config | {"seed": args.seed})
+    channels, names = data.infer_channels(parts.train), parts.train.classes
     if len(names) < 2:
-        raise ValueError(f"{train_dir} has a single class, {names[0]!r}; at least two are needed")
+        place = parts.train.root
+        raise ValueError(f"{place} has a single class, {names[0]!r}; at least two are needed")
     chosen = runs.choose_model(args.model, channels, len(names), *sizes, args.pretrained)
     architecture, kwargs, transform = chosen
-    options = dict(seed=args.seed, cache=not args.no_cache, draft=args.draft)
-    *dataloaders, class_names = image_cache.create_cached_dataloaders(
-        train_dir, test_dir, transform, args.batch_size, args.num_workers, **options
-    )
+    options: dict = dict(cache=not args.no_cache, draft=args.draft)
+    cached = partial(image_cache.CachedImageFolder, transform=transform, **options)
+    sets = {part: cached(images) for part, images in vars(parts).items() if images}
+    image_cache.decode_datasets(*sets.values(), skip_damaged=args.skip_damaged)
+
+    def load(part: str) -> tuple:
+        return data.create_dataloaders(
+            sets["train"], sets[part], transform, args.batch_size, args.num_workers,
+            seed=args.seed, dataset_class=lambda dataset, _: dataset,
+            collate_fn=image_cache.collate_batch,
+        )
+    train, test, class_names = load("test")
+    valid = load("valid")[1] if "valid" in sets else None
+    folders = " and ".join(dict.fromkeys(images.root for images in sets.values()))
+    split = f", split by seed {args.seed}" if parts.train.part else ""
+    kind = f"{'gray' if channels == 1 else 'color'} ({min(100, len(parts.train))} looked at)"
     info = save_load.ModelInfo(architecture, kwargs, class_names, transform)
-    parts = SimpleNamespace(name=name, train=dataloaders[0], valid=None, test=dataloaders[1])
-    parts.config = {"train_dir": folder.root, "test_dir": str(Path(test_dir).expanduser())}
     pretrained = None if args.resume else args.pretrained  # the checkpoint has the weights
-    parts.info = info
-    parts.model, text = transfer_weights.start_model(info, pretrained, args.freeze)
+    model, text = transfer_weights.start_model(info, pretrained, args.freeze)
     if pretrained:
         print(f"weights {text}")
-    return parts
+    return SimpleNamespace(
+        name=config["name"], source=f"{folders}{split}, {kind}", config=config,
+        train=train, valid=valid, test=test, model=model, info=info,
+    )
 
 # %% ../nbs/06_going_modular.ipynb #be886191
 def _print_performance(args: SimpleNamespace, dataloaders: list):
@@ -91,7 +105,8 @@ def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
     loaders = {"training": parts.train, "validation": parts.valid, "test": parts.test}
     counts = [f"{len(x.dataset):,} {part}" for part, x in loaders.items() if x is not None]
     images, size = f"{', '.join(counts[:-1])} and {counts[-1]}", parts.info.transform.image_size
-    print(f"data    {parts.name}: {images} images in {len(parts.info.class_names)} classes")
+    classes = f"{len(parts.info.class_names)} classes from {parts.source}"
+    print(f"data    {parts.name}: {images} images in {classes}")
     parameters = f"{count_parameters(parts.model):,} parameters"
     print(f"model   {type(parts.model).__name__}, {parameters}, images {size} x {size}")
     schedule = "" if args.schedule == "none" else f", schedule {args.schedule}"
@@ -100,8 +115,9 @@ def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
 
 def _print_result(folder: Path, args: SimpleNamespace, parts, accuracy: float, epoch: int):
     "How good it is, how that was measured, where it is, and what to do next."
+    from pytorch_course.splits import count_shared
     test_samples = parts.test.dataset.samples
-    seen = len({*parts.train.dataset.samples} & {*test_samples})
+    seen = count_shared(parts.train.dataset.samples, test_samples)
     how = ", measured once"
     if parts.valid is None:
         told = "used to choose the epoch" if args.patience else "measured after every epoch"
@@ -135,6 +151,7 @@ def _train(args: SimpleNamespace):
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
     options |= dict(schedule=args.schedule, patience=args.patience)
+    options |= dict(resume=bool(args.resume) and (not args.changed_data or "changed_data"))
     label = f"{parts.name}-{parts.info.architecture.rpartition(':')[2]}"
     with runs.open_run(label, args.out, args.resume) as folder:
         _print_settings(args, parts)
@@ -146,7 +163,6 @@ def _train(args: SimpleNamespace):
         trainer = recipes.fit(
             parts.model, parts.train, measured, epochs=args.epochs, optimizer=optimizer, **options,
             checkpoint_dir=folder/"checkpoints", callbacks=chosen,
-            resume=bool(args.resume) and (not args.changed_data or "changed_data"),
         )
         tested = trainer.evaluate(parts.test)
         once = None if parts.valid is None else tested
@@ -161,6 +177,9 @@ def train(
     train_dir: str | None = None,  # folder of class folders to train on, instead of --data
     test_dir: str | None = None,  # folder of class folders to test on, with --train_dir
     root: str = "data",  # folder for data sets
+    test_share: PositiveFloat | None = None,  # part to test on without a test folder (default: 0.2)
+    valid_share: PositiveFloat | None = None,  # part of the training images to validate on
+    skip_damaged: bool = False,  # leave out images that cannot be read, instead of an error
     model: str = "tinyvgg",  # tinyvgg, cifar10net, neuralnetwork, torchvision:NAME, FILE.py:CLASS
     pretrained: str | bool = False,  # start from published weights, or from a model file or run
     freeze: bool = False,  # with --pretrained: train only the last layer
@@ -188,8 +207,8 @@ def train(
 ):
     """Train an image classifier. Without flags: TinyVGG on handwritten digits, no network needed.
 
-    With --resume, of the other flags only --epochs, --num_workers, --no_cache, --device
-    and --changed_data.
+    With --resume, of the other flags only --epochs, --num_workers, --no_cache, --device; --data, or
+    --train_dir and --test_dir, if the data were moved; --changed_data and --skip_damaged.
     """
     _train(SimpleNamespace(**locals()))
 

@@ -228,7 +228,7 @@ class CachedImageFolder(ImageFolder):
         transform: Any = self.transform
         if type(transform) is not ImageTransform:
             raise ValueError(f"CachedImageFolder supports only ImageTransform, not {transform!r}; use ImageFolder")
-        return ImageCache([path for path, _ in self.samples], transform, self.root, **self.cache_options)
+        return ImageCache([path for path, _ in self.samples], transform, self.root + self.part, **self.cache_options)
     def _target(self, index: int):
         target = self.samples[index][1]
         return target if self.target_transform is None else self.target_transform(target)

@@ -856,7 +856,7 @@ def test_row_32_an_empty_class_is_an_error_that_names_it(pets):
         if clutter:
             (pets / "wolf" / clutter).parent.mkdir(exist_ok=True)
             (pets / "wolf" / clutter).write_bytes(png())
-        with pytest.raises(ValueError, match=f"no images in {pets / 'wolf'}; remove the folder or add .jpg"):
+        with pytest.raises(ValueError, match=f"no images in {pets / 'wolf'}: it (is empty|holds)"):
             ImageFolder(pets)
 
 
@@ -880,12 +880,13 @@ def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
         (pets / "dog" / name).touch()
     dataset, said = load(pets)
     assert len(dataset) == 8
+    heic = "*.heic (500, needs pillow-heif)"
     assert said == [
-        f"{pets}: skipped hidden files, links and non-image files: *.heic (500), * (1), *.csv (1), .secret.png (1)"
+        f"{pets}: skipped hidden files, links and non-image files: {heic}, * (1), *.csv (1), .secret.png (1)"
     ]
     for i in range(20):
         (pets / "cat" / f"x.kind{i:02}").touch()
-    assert load(pets)[1][0].endswith("*.heic (500), * (1), *.csv (1), *.kind00 (1), *.kind01 (1), *.kind02 (1), ...")
+    assert load(pets)[1][0].endswith(f"{heic}, * (1), *.csv (1), *.kind00 (1), *.kind01 (1), *.kind02 (1), ...")
 
 
 def test_row_33_litter_is_not_worth_a_warning(pets):
