@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict', 'evaluate']
 
-# %% ../nbs/4_tools/50b_inference.ipynb #dbe06b8d
+# %% ../nbs/4_tools/50b_inference.ipynb #9048b908
 import json as json_module
 import os
 import shlex
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from .command_line import NonNegativeInt, PositiveInt, user_message
 
-# %% ../nbs/4_tools/50b_inference.ipynb #0cf4d462
+# %% ../nbs/4_tools/50b_inference.ipynb #cbf78eec
 def _find_model(name: str) -> Path:
     "The model file; whether it can be read is found out later. Raises `ValueError` that says what to give instead."
     if "://" in name: raise ValueError(f"{name} is a web address; download the file first, then give its path")
@@ -23,12 +23,13 @@ def _find_model(name: str) -> Path:
     run = path.parent.parent if path.match("checkpoints/step-*.pt") else path
     model, runs = run/"model.pt", sorted(str(file.parent) for file in path.glob("*/model.pt"))
     if run != path or (any(run.glob("checkpoints/*.pt")) and not model.is_file()):
+        what = "is a checkpoint, not a model file" if run != path else "is an unfinished run"
         finish = f"finish the run: {shlex.join(['pytorch-course', 'train', '--resume', str(run)])}"
-        raise ValueError(f"{path} has checkpoints, no finished model; {f'use {model}' if model.is_file() else finish}")
+        raise ValueError(f"{path} {what}; {f'use {model}' if model.is_file() else finish}")
     if runs and not model.is_file(): raise ValueError(f"no model.pt in {path}, but in {', '.join(runs)}; choose one")
     return model if path.is_dir() else path
 
-# %% ../nbs/4_tools/50b_inference.ipynb #71c781fd
+# %% ../nbs/4_tools/50b_inference.ipynb #ded9056c
 def _find_images(paths: list[str]) -> list[str]:
     "Files as they are, folders as the images in them, sorted. Raises `ValueError` if there is none."
     from pytorch_course.data import _find_images as find
@@ -36,7 +37,7 @@ def _find_images(paths: list[str]) -> list[str]:
     if not found: raise ValueError(f"no images in {', '.join(paths)}; expected files such as .jpg or .png")
     return found
 
-# %% ../nbs/4_tools/50b_inference.ipynb #ebb16431
+# %% ../nbs/4_tools/50b_inference.ipynb #50208088
 def _predict_readable(model, info, paths: list[str], topk: int) -> list[dict]:
     "Predictions as by `predict_images`; files that cannot be read are left out and named on the error output."
     from pytorch_course import images, save_load
@@ -49,7 +50,7 @@ def _predict_readable(model, info, paths: list[str], topk: int) -> list[dict]:
         print(f"pytorch-course predict: error: {user_message(error)}", file=sys.stderr)
         return []
 
-# %% ../nbs/4_tools/50b_inference.ipynb #99b95537
+# %% ../nbs/4_tools/50b_inference.ipynb #293e3a7d
 def _check_figure_file(path: Path, images: list[str]):
     "Raises `ValueError` for a format or a place that cannot be written, and for one of the images."
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def _check_figure_file(path: Path, images: list[str]):
     if not os.access(path.parent, os.W_OK) or path.exists() and not os.access(path, os.W_OK):
         raise ValueError(f"cannot write {path}; choose another place with --plot")
 
-# %% ../nbs/4_tools/50b_inference.ipynb #872af8ff
+# %% ../nbs/4_tools/50b_inference.ipynb #ab5431af
 def predict(
     model: str,  # model.pt as saved by train, or the run's folder
     images: list[str],  # image files of any size and kind, or folders of images
@@ -88,7 +89,7 @@ def predict(
         plots.plot_images(pixels, [best for _, best in done[:40]], size=2).savefig(plot, dpi=150)
     return int(len(done) < len(paths))
 
-# %% ../nbs/4_tools/50b_inference.ipynb #d1a53e9d
+# %% ../nbs/4_tools/50b_inference.ipynb #52202602
 def _open_test_images(model: Path, info, data: str | None, test_dir: str | None, root: str):
     "The images that are asked for, else those of the model's run; class indices are the model's. Raises `ValueError`."
     from pytorch_course import data as folders, get_data as datasets, runs
@@ -108,7 +109,7 @@ def _open_test_images(model: Path, info, data: str | None, test_dir: str | None,
     dataset.samples = [(path, places[dataset.classes[index]]) for path, index in dataset.samples]
     return dataset
 
-# %% ../nbs/4_tools/50b_inference.ipynb #467354f5
+# %% ../nbs/4_tools/50b_inference.ipynb #d43dc4eb
 def evaluate(
     model: str,  # model.pt as saved by train, or the run's folder
     data: str | None = None,  # name, zip file, folder with a test part, or this part (default: the run's)

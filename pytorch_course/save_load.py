@@ -16,7 +16,6 @@ from torch import nn
 from . import __version__
 from .images import ImageTransform, open_image
 from .model import build_model
-from .system import cpu_count
 from .weights_files import ModelFileError, explain_file_errors
 from .weights_files import read_weights_file, write_weights_file
 
@@ -133,7 +132,7 @@ def predict_images(
     if topk < 1: raise ValueError(f"topk must be at least 1, not {topk}")
     if not paths: return []
     parts = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
-    with ThreadPoolExecutor(cpu_count()) as pool:
+    with ThreadPoolExecutor(4) as pool:
         images = (pool.map(lambda path: info.transform(open_image(path)), part) for part in parts)
         probabilities = predict_batches(model, map(torch.stack, map(list, images))).softmax(dim=1)
     if not probabilities.isfinite().all():

@@ -110,7 +110,8 @@ def test_predict_takes_folders(run):
 def test_predict_prints_each_answer_as_it_comes(run, flags, monkeypatch):
     "The first answers are out before the last files are opened."
     from pytorch_course import save_load
-    files, printed, open_image = write_images("photos", [f"{i:03}.png" for i in range(100)]), [], save_load.open_image
+    files = write_images("photos", [f"{i:03}.png" for i in range(100)])
+    printed, open_image = [], save_load.open_image
     out = StringIO()
 
     def watch(path, *args, **kwargs):
@@ -163,7 +164,7 @@ def test_what_is_no_model(run):
     (photo,) = write_images("photos", ["a.png"])
     assert "download the file first" in refused("predict", "https://x.org/model.pt", photo)
     checkpoint = run / "checkpoints" / "step-00000047.pt"
-    assert f"use {run / 'model.pt'}" in refused("predict", checkpoint, photo)
+    assert f"not a model file; use {run / 'model.pt'}" in refused("predict", checkpoint, photo)
     make_model("runs/second")
     line = refused("predict", "runs", photo)
     assert str(run) in line and str(Path("runs/second")) in line
