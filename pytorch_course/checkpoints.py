@@ -103,15 +103,16 @@ def _describe_machine(device: torch.device) -> dict:
 def _differences(before: dict, now: dict) -> str:
     return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
 
-def _compare_facts(path: Path, extra: dict, facts: dict):
+def _compare_facts(path: Path, extra: dict, facts: dict, resume: bool | str):
     "Raises `ValueError` or warns when the data or the machine are not what they were."
     before, now = extra["data"], facts["data"]
     if before["classes"] != now["classes"]:
         raise ValueError(f"{path} is from a run on the classes {before['classes']}; the data have {now['classes']}")
     if changes := _differences(before, now):
         message = f"the data have changed since {path} was saved: {changes}"
-        if extra["trainer"]["batch_index"]:
-            raise ValueError(f"{message}; in the middle of an epoch that cannot be resumed")
+        if extra["trainer"]["batch_index"] and resume != "changed_data":
+            advice = 'resume="changed_data" (--changed_data) goes on with the data as they are now'
+            raise ValueError(f"{message}; in the middle of an epoch that cannot be resumed exactly; {advice}")
         message = f"{message}; the result will differ from an uninterrupted run"
         warnings.warn(message, ResumeWarning, stacklevel=2)
     if changes := _differences(extra["machine"], facts["machine"]):
@@ -123,7 +124,9 @@ class _Saving(Callback):
     "Save and restore a trainer."
     order = 1000  # the last one to be called
 
-    def __init__(self, folder: str | Path | CheckpointManager, resume: bool = False):
+    def __init__(self, folder: str | Path | CheckpointManager, resume: bool | str = False):
+        if resume not in (False, True, "changed_data"):
+            raise ValueError(f'resume must be True, False or "changed_data", not {resume!r}')
         self.manager = folder if isinstance(folder, CheckpointManager) else CheckpointManager(folder)
         self.resume = resume
         self.found: tuple[Path, dict] | None = None  # a checkpoint that is not restored yet
@@ -137,7 +140,7 @@ class _Saving(Callback):
         message = f"no checkpoint in {self.manager.folder} yet: the run begins at the beginning"
         if self.found:
             path, extra = self.found
-            _compare_facts(path, extra, self.facts)
+            _compare_facts(path, extra, self.facts, self.resume)
             trainer.load_state_dict(extra["trainer"])
             message = f"resumed from {path.name}: epochs done {trainer.epoch}, batches done {trainer.batch_index}"
             if trainer.should_stop or trainer.epoch >= trainer.end_epoch:
@@ -174,7 +177,8 @@ class Checkpoints(_Saving):
     """Save where a run stands; with `resume`, continue from there, to the last bit.
 
     `Checkpoints(folder, resume=False)`: a folder, or a `CheckpointManager` that says how often and how many. Ctrl-C and
-    SIGTERM finish the step and save. Raises `ValueError` when a checkpoint does not fit the run.
+    SIGTERM finish the step and save. Raises `ValueError` when a checkpoint does not fit the run. After a change of the
+    data in the middle of an epoch, `resume="changed_data"` draws the rest of the epoch from what is there now.
     """
     shutdown: GracefulShutdown
 

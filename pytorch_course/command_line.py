@@ -15,6 +15,7 @@ import sys
 import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Annotated, Literal, get_args, get_origin
 
 # %% ../nbs/4_tools/49_command_line.ipynb #769c9195
@@ -62,9 +63,20 @@ def _add_arguments(parser: argparse.ArgumentParser, function: Callable, aliases:
 
 # %% ../nbs/4_tools/49_command_line.ipynb #c0111b33
 class _Parser(argparse.ArgumentParser):
-    "Errors in one line, exit status 2."
+    "Errors in one line, with the nearest word that there is, exit status 2."
     def error(self, message: str):
+        wrong = re.search(r"(?<=invalid choice: ')[^']+|(?<=unrecognized arguments: )--\w+", message)
+        choices = re.findall(r"[\w-]+", message.partition("(choose from ")[2])
+        near = get_close_matches(wrong[0], choices or self._option_string_actions, 1) if wrong else []
+        message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        "What is unknown is an error of the subcommand, which knows its flags."
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
 def make_parser(
     functions: list[Callable],  # one for each subcommand, parameters annotated and commented as here

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from tqdm import tqdm
 from .archives import extract_tar, extract_zip
-from .data import find_splits, write_digits
+from .data import find_parts, find_splits, write_digits
 from .downloads import DownloadError, RemoteFile, download
 from .files import atomic_folder, made_from, progress_bar_options
 from .film_reviews import write_reviews
@@ -81,20 +81,21 @@ def list_datasets() -> list[str]:
 
 # %% ../nbs/2_data/25_get_data.ipynb #c4f77fe8
 def get_data(
-    name: str | Path = "digits",  # of `list_datasets()`, or a folder or zip file with `train/<class>/`, `test/<class>/`
+    name: str | Path = "digits",  # of `list_datasets()`, or a folder or zip file with class folders, split or not
     root: str | Path = "data",  # where named sets and unpacked archives are kept
-) -> Path:  # a folder in which `find_splits` finds the training and the test part
+) -> Path:  # a folder in which `find_parts` finds class folders
     """Get a data set onto the disk, unless it is there already; nothing incomplete is left behind.
 
-    Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a folder or archive without the
-    two parts, `DownloadError` when the network fails.
+    Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a missing file or folder and for
+    one without class folders, `DownloadError` when the network fails.
     """
     root, path = Path(root), Path(name)
     if str(name) in _DATASETS: return _fill(str(name), root)
     if path.is_file(): return _unpack(path, root/path.stem)
-    if path.is_dir():
-        find_splits(path)
+    if path.is_dir() and str(name).strip():  # an empty name would be the current folder
+        find_parts(path)
         return path
+    if path.suffix or len(path.parts) > 1: raise FileNotFoundError(f"no {'file' if path.suffix else 'folder'} {name}")
     known = ", ".join(_DATASETS)
     raise ValueError(f"unknown data set {str(name)!r}; choose one of {known}, or give a folder or a zip file")
 
@@ -121,7 +122,7 @@ def _unpack(path: Path, folder: Path) -> Path:
         if temporary:
             extract_zip(path, temporary)
             try:
-                find_splits(temporary)
+                find_parts(temporary)
             except FileNotFoundError as error:
                 raise FileNotFoundError(str(error).replace(str(temporary), str(path))) from None
     return folder

@@ -32,35 +32,54 @@ def get_data(
 
     Names: digits, food_shapes, film_reviews (no network needed), pizza_steak_sushi,
     pizza_steak_sushi_20_percent, fashion_mnist, cifar10, imdb; or a folder or zip file with
-    train/<class>/ and test/<class>/.
+    train/<class>/ and test/<class>/, or with class folders that are not split yet.
     """
     from pytorch_course import data, get_data as datasets
     folder = datasets.get_data(name, root)
-    train, test = (_count_files(split) for split in data.find_splits(folder))
-    counts = f"{sum(train.values()):,} training and {sum(test.values()):,} test files"
-    print(f"{folder}: {counts} in {len(train)} classes")
+    words = {"train": "training", "valid": "validation", "all": "unsplit"}
+    parts = {part: _count_files(place) for part, place in data.find_parts(folder).items()}
+    counts = [f"{sum(n.values()):,} {words.get(part, part)}" for part, n in sorted(parts.items())]
+    classes = len(next(iter(parts.values())))
+    print(f"{folder}: {' and '.join(reversed(counts))} files in {classes} classes")
 
 # %% ../nbs/06_going_modular.ipynb #467f9c03
-def _prepare(args: SimpleNamespace) -> tuple:
-    "Name of the data, the two dataloaders, the description of the model, and the model."
+def _prepare(args: SimpleNamespace) -> SimpleNamespace:
+    "The dataloaders of the parts, the description of the model, and the model."
     from pytorch_course import data, image_cache, images, model, save_load
     sizes = (args.hidden_units, args.image_size)
     runs.choose_model(args.model, 3, 2, *sizes)  # find a wrong name before any data
-    train_dir, test_dir, name = runs.find_data(
-        args.data, args.train_dir, args.test_dir, args.root, args.resume
-    )
-    folder = data.ImageFolder(train_dir)
-    channels, names = data.infer_channels(folder), folder.classes
+    config = runs.find_data(vars(args))
+    parts = runs.open_parts(config | {"seed": args.seed})
+    channels, names = data.infer_channels(parts.train), parts.train.classes
     if len(names) < 2:
-        raise ValueError(f"{train_dir} has a single class, {names[0]!r}; at least two are needed")
+        place = parts.train.root
+        raise ValueError(f"{place} has a single class, {names[0]!r}; at least two are needed")
     architecture, kwargs = runs.choose_model(args.model, channels, len(names), *sizes)
     transform = images.ImageTransform(image_size=kwargs["image_size"], channels=channels)
-    options = dict(seed=args.seed, cache=not args.no_cache, draft=args.draft)
-    *dataloaders, class_names = image_cache.create_cached_dataloaders(
-        train_dir, test_dir, transform, args.batch_size, args.num_workers, **options
+    options = dict(cache=not args.no_cache, draft=args.draft)
+    opened = {part: images for part, images in vars(parts).items() if images is not None}
+    sets = {
+        part: image_cache.CachedImageFolder(images, transform, **options)
+        for part, images in opened.items()
+    }
+    image_cache.decode_datasets(*sets.values(), skip_damaged=args.skip_damaged)
+
+    def load(part: str) -> tuple:
+        return data.create_dataloaders(
+            sets["train"], sets[part], transform, args.batch_size, args.num_workers,
+            seed=args.seed, dataset_class=lambda dataset, _: dataset,
+            collate_fn=image_cache.collate_batch,
+        )
+    train, test, class_names = load("test")
+    valid = load("valid")[1] if "valid" in sets else None
+    folders = " and ".join(dict.fromkeys(images.root for images in opened.values()))
+    split = f", split by seed {args.seed}" if parts.train.part else ""
+    kind = f"{'gray' if channels == 1 else 'color'} ({min(100, len(parts.train))} looked at)"
+    return SimpleNamespace(
+        name=config["name"], source=f"{folders}{split}, {kind}", config=config,
+        train=train, valid=valid, test=test, model=model.build_model(architecture, **kwargs),
+        info=save_load.ModelInfo(architecture, kwargs, class_names, transform),
     )
-    info = save_load.ModelInfo(architecture, kwargs, class_names, transform)
-    return name, dataloaders, info, model.build_model(architecture, **kwargs)
 
 # %% ../nbs/06_going_modular.ipynb #be886191
 def _print_performance(args: SimpleNamespace, dataloaders: list):
@@ -76,52 +95,75 @@ def _print_performance(args: SimpleNamespace, dataloaders: list):
             print(f"speed   {line}", flush=True)
     return PrintPerformance()
 
-def _print_settings(args: SimpleNamespace, name: str, dataloaders: list, info, model):
-    "What is trained on what, in three lines."
+# %% ../nbs/06_going_modular.ipynb #af2dfbaa
+def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
+    "What is trained on what, and how, in three lines."
     from pytorch_course.model import count_parameters
-    train_size, test_size = (f"{len(dataloader.dataset):,}" for dataloader in dataloaders)
-    images, size = f"{train_size} training and {test_size} test images", info.transform.image_size
-    print(f"data    {name}: {images} in {len(info.class_names)} classes")
-    parameters = f"{count_parameters(model):,} parameters"
-    print(f"model   {type(model).__name__}, {parameters}, images {size} x {size}")
-    print(f"device  {args.device}, seed {args.seed}")
+    loaders = {"training": parts.train, "validation": parts.valid, "test": parts.test}
+    counts = [f"{len(x.dataset):,} {part}" for part, x in loaders.items() if x is not None]
+    images, size = f"{', '.join(counts[:-1])} and {counts[-1]}", parts.info.transform.image_size
+    classes = f"{len(parts.info.class_names)} classes from {parts.source}"
+    print(f"data    {parts.name}: {images} images in {classes}")
+    parameters = f"{count_parameters(parts.model):,} parameters"
+    print(f"model   {type(parts.model).__name__}, {parameters}, images {size} x {size}")
+    schedule = "" if args.schedule == "none" else f", schedule {args.schedule}"
+    steps = f"{args.optimizer} with learning rate {args.learning_rate:g}{schedule}"
+    print(f"device  {args.device}, seed {args.seed}, {steps}{', augmented' * args.augment}")
 
-def _print_result(folder: Path, accuracy: float, test_set):
-    "How good it is, where it is, and what to do next."
-    print(f"\ntest accuracy {accuracy:.1%} on {len(test_set):,} images not used for training")
-    print(f"saved in {folder}: model.pt, history.csv, curves.png, config.json")
-    words = ["pytorch-course", "predict", str(folder/"model.pt"), test_set.samples[0][0]]
+def _print_result(folder: Path, args: SimpleNamespace, parts, accuracy: float, epoch: int):
+    "How good it is, how that was measured, where it is, and what to do next."
+    from pytorch_course.splits import count_shared
+    test_samples = parts.test.dataset.samples
+    seen = count_shared(parts.train.dataset.samples, test_samples)
+    how = ", measured once"
+    if parts.valid is None:
+        told = "used to choose the epoch" if args.patience else "measured after every epoch"
+        how = f" ({told}; --valid_share 0.2 keeps some for choosing)"
+    how += f"; {seen:,} of them are training images" if seen else ""
+    print(f"\ntest accuracy {accuracy:.1%} on {len(test_samples):,} images{how}")
+    model = f"model.pt (of epoch {epoch})" if args.patience else "model.pt"
+    files = ["history.csv", "curves.png", "config.json"] + ["steps.csv"] * bool(args.log_every)
+    print(f"saved in {folder}: {model}, {', '.join(files)}")
+    words = ["pytorch-course", "predict", str(folder/"model.pt"), test_samples[0][0]]
     print(f"next: {shlex.join(words)}")
 
 # %% ../nbs/06_going_modular.ipynb #20bbfafa
 def _train(args: SimpleNamespace):
     "Prepare, train, save, and say what to do next."
     import torch
-    from pytorch_course import recipes, system, tensors
+    from pytorch_course import augmentation, callbacks, recipes, system, tensors
     torch.set_num_threads(min(torch.get_num_threads(), system.cpu_count()))
     config = {name: value for name, value in vars(args).items() if name != "resume"}
     args.device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
-    name, dataloaders, info, model = _prepare(args)
-    train_set, test_set = (dataloader.dataset for dataloader in dataloaders)
-    config |= {"train_dir": str(train_set.root), "test_dir": str(test_set.root)}
-    config |= {"name": name, "device": str(args.device)}
+    parts = _prepare(args)
+    config |= parts.config | {"name": parts.name, "device": str(args.device)}
+    if args.augment:
+        padding = parts.info.transform.image_size // 8  # 4 of 32 pixels, as is usual
+        parts.train.dataset.augment = augmentation.RandomFlipCrop(padding)
+    measured = parts.test if parts.valid is None else parts.valid  # after every epoch
     fused = True if args.device.type in ("cpu", "cuda") and not args.exact else None
-    weights = model.to(args.device).parameters()
-    optimizer = torch.optim.Adam(weights, lr=args.learning_rate, fused=fused)
+    weights = parts.model.to(args.device).parameters()
+    optimizer = recipes.OPTIMIZERS[args.optimizer](weights, lr=args.learning_rate, fused=fused)
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
-    with runs.open_run(f"{name}-{info.architecture}", args.out, args.resume) as folder:
-        _print_settings(args, name, dataloaders, info, model)
+    options |= dict(schedule=args.schedule, patience=args.patience)
+    with runs.open_run(f"{parts.name}-{parts.info.architecture}", args.out, args.resume) as folder:
+        _print_settings(args, parts)
         if not args.resume:
             runs.write_config(folder, config)
+        chosen: list = [_print_performance(args, [parts.train, measured])]
+        if args.log_every:
+            chosen.append(callbacks.StepLogger(folder/"steps.csv", args.log_every))
         trainer = recipes.fit(
-            model, *dataloaders, epochs=args.epochs, optimizer=optimizer, **options,
+            parts.model, parts.train, measured, epochs=args.epochs, optimizer=optimizer, **options,
             checkpoint_dir=folder/"checkpoints", resume=args.resume is not None,
-            callbacks=[_print_performance(args, dataloaders)],
+            callbacks=chosen,
         )
-        runs.save_run(folder, model, info, trainer.history, config)
-    _print_result(folder, info.metrics["test_acc"], test_set)
+        tested = trainer.evaluate(parts.test)
+        once = None if parts.valid is None else tested
+        epoch = runs.save_run(folder, parts.model, parts.info, trainer.history, config, once)
+    _print_result(folder, args, parts, tested["acc"], epoch)
 
 # %% ../nbs/06_going_modular.ipynb #7aa69e30
 @runs.resumable
@@ -131,10 +173,17 @@ def train(
     train_dir: str | None = None,  # folder of class folders to train on, instead of --data
     test_dir: str | None = None,  # folder of class folders to test on, with --train_dir
     root: str = "data",  # folder for data sets
+    test_share: PositiveFloat | None = None,  # part to test on without a test folder (default: 0.2)
+    valid_share: PositiveFloat | None = None,  # part of the training images to validate on
+    skip_damaged: bool = False,  # leave out images that cannot be read, instead of an error
     model: str = "tinyvgg",  # tinyvgg, cifar10net or neuralnetwork
     epochs: PositiveInt = 5,  # passes over the training images
     batch_size: PositiveInt = 32,  # images per step
-    learning_rate: PositiveFloat = 0.001,  # step size of Adam
+    learning_rate: PositiveFloat = 0.001,  # step size of the optimizer; the highest of a schedule
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam",  # sgd: with momentum 0.9
+    schedule: Literal["onecycle", "cosine", "none"] = "none",  # of the learning rate, per step
+    augment: bool = False,  # flip and shift training images at random; not for digits or letters
+    patience: PositiveInt | None = None,  # stop N epochs after the lowest loss, keep those weights
     hidden_units: Size = 10,  # channels of TinyVGG's convolutions
     image_size: Size | None = None,  # height and width in pixels (default: the model's own)
     device: str | None = None,  # cpu, cuda, cuda:1, mps ... (default: the best one there is)
@@ -143,6 +192,7 @@ def train(
     draft: bool = False,  # decode large JPEGs at reduced size: faster, pixels differ slightly
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",  # mixed precision needs hardware for it
     compile: bool = False,  # compile the model first; pays off in long runs
+    log_every: PositiveInt | None = None,  # loss and learning rate to steps.csv, every N steps
     exact: bool = False,  # as the plain loop computes: no channels_last, no fused optimizer
     seed: NonNegativeInt = 42,  # the same seed gives the same run on the same machine
     out: str | None = None,  # folder for the results, new or empty (default: runs/<data>-<model>)
@@ -150,7 +200,8 @@ def train(
 ):
     """Train an image classifier. Without flags: TinyVGG on handwritten digits, no network needed.
 
-    With --resume, of the other flags only --epochs, --num_workers, --no_cache and --device.
+    With --resume, of the other flags only --epochs, --num_workers, --no_cache and --device; and
+    --data, or --train_dir and --test_dir, if the data were moved.
     """
     _train(SimpleNamespace(**locals()))
 

@@ -181,8 +181,17 @@ def metric_state(metric) -> dict:
     return metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
 
 # %% ../nbs/3_training/30d_hooks.ipynb #67a95ac5
+class _Bar(tqdm):
+    "A bar that computes the mean loss of the last 50 batches only when it is drawn."
+    losses: Callable = list  # gives the losses so far
+
+    @property
+    def format_dict(self) -> dict:
+        recent = self.losses()[-50:]
+        return {**super().format_dict, "postfix": f"loss {torch.stack(recent).mean():.4f}" if recent else None}
+
 class ProgressBar(Callback):
-    "A bar within each epoch, in a terminal; a line with the metrics after it."
+    "A bar with the loss within each epoch, in a terminal; a line with the metrics after it."
     order = 100
 
     def before_epoch(self, trainer):
@@ -192,7 +201,8 @@ class ProgressBar(Callback):
         if trainer.phase != "train": return batches
         title = f"epoch {trainer.epoch + 1}/{trainer.end_epoch}"
         def with_bar(dataloader):
-            with tqdm(dataloader, title, initial=trainer.batch_index, **progress_bar_options()) as bar:
+            with _Bar(dataloader, title, initial=trainer.batch_index, mininterval=0.5, **progress_bar_options()) as bar:
+                bar.losses = lambda: trainer.meter.losses
                 yield from batches(bar)
         return with_bar
 

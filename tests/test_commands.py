@@ -53,10 +53,10 @@ def test_default_training(digits_run):
         "model.pt",
     ]
     rows = list(csv.DictReader((run / "history.csv").open()))
-    assert list(rows[0]) == ["epoch", "train_loss", "train_acc", "test_loss", "test_acc"]
+    assert list(rows[0]) == ["epoch", "train_loss", "train_acc", "valid_loss", "valid_acc"]
     assert len(rows) == 5
-    assert float(rows[-1]["test_acc"]) >= 0.95
-    assert f"test accuracy {float(rows[-1]['test_acc']):.1%}" in done.out
+    assert float(rows[-1]["valid_acc"]) >= 0.95
+    assert f"test accuracy {float(rows[-1]['valid_acc']):.1%} on 360 images" in done.out
     config = json.loads((run / "config.json").read_text())
     assert config["model_info"]["model_kwargs"] == {
         "input_shape": 1,
@@ -217,7 +217,7 @@ def test_precision(train, tmp_path):
         assert (status, err) == (0, "") and f", {precision}, " in speed(printed)
         found = settings(tmp_path / precision)
         assert found["precision"] == precision
-        accuracies[precision] = found["model_info"]["metrics"]["test_acc"]
+        accuracies[precision] = found["model_info"]["metrics"]["valid_acc"]
     assert min(accuracies.values()) > 0.85 and max(accuracies.values()) - min(accuracies.values()) < 0.05, accuracies
     for name, value in torch.load(tmp_path / "bf16" / "model.pt", weights_only=True)["state_dict"].items():
         assert value.dtype == torch.float32, name
@@ -529,7 +529,7 @@ def test_evaluate(digits_run, command, tmp_path):
     assert (done.status, done.err) == (0, "")
     found = json.loads(done.out)
     config = json.loads((folder / "runs" / "digits-tinyvgg" / "config.json").read_text())
-    assert found["accuracy"] == pytest.approx(config["model_info"]["metrics"]["test_acc"])
+    assert found["accuracy"] == pytest.approx(config["model_info"]["metrics"]["valid_acc"])
     matrix = found["confusion_matrix"]
     assert sum(map(sum, matrix)) == 360
     assert sum(matrix[i][i] for i in range(10)) / 360 == pytest.approx(found["accuracy"])
