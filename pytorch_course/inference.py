@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict', 'evaluate']
 
-# %% ../nbs/4_tools/50b_inference.ipynb #9048b908
+# %% ../nbs/4_tools/50b_inference.ipynb #2d6ac68e
 import json as json_module
 import os
 import shlex
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from .command_line import NonNegativeInt, PositiveInt, user_message
 
-# %% ../nbs/4_tools/50b_inference.ipynb #cbf78eec
+# %% ../nbs/4_tools/50b_inference.ipynb #b256c216
 def _find_model(name: str) -> Path:
     "The model file; whether it can be read is found out later. Raises `ValueError` that says what to give instead."
     if "://" in name: raise ValueError(f"{name} is a web address; download the file first, then give its path")
@@ -29,7 +29,7 @@ def _find_model(name: str) -> Path:
     if runs and not model.is_file(): raise ValueError(f"no model.pt in {path}, but in {', '.join(runs)}; choose one")
     return model if path.is_dir() else path
 
-# %% ../nbs/4_tools/50b_inference.ipynb #ded9056c
+# %% ../nbs/4_tools/50b_inference.ipynb #2c9c9573
 def _find_images(paths: list[str]) -> list[str]:
     "Files as they are, folders as the images in them, sorted. Raises `ValueError` if there is none."
     from pytorch_course.data import _find_images as find
@@ -37,7 +37,7 @@ def _find_images(paths: list[str]) -> list[str]:
     if not found: raise ValueError(f"no images in {', '.join(paths)}; expected files such as .jpg or .png")
     return found
 
-# %% ../nbs/4_tools/50b_inference.ipynb #50208088
+# %% ../nbs/4_tools/50b_inference.ipynb #bb43eb42
 def _predict_readable(model, info, paths: list[str], topk: int) -> list[dict]:
     "Predictions as by `predict_images`; files that cannot be read are left out and named on the error output."
     from pytorch_course import images, save_load
@@ -50,7 +50,7 @@ def _predict_readable(model, info, paths: list[str], topk: int) -> list[dict]:
         print(f"pytorch-course predict: error: {user_message(error)}", file=sys.stderr)
         return []
 
-# %% ../nbs/4_tools/50b_inference.ipynb #293e3a7d
+# %% ../nbs/4_tools/50b_inference.ipynb #335a04ce
 def _check_figure_file(path: Path, images: list[str]):
     "Raises `ValueError` for a format or a place that cannot be written, and for one of the images."
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def _check_figure_file(path: Path, images: list[str]):
     if not os.access(path.parent, os.W_OK) or path.exists() and not os.access(path, os.W_OK):
         raise ValueError(f"cannot write {path}; choose another place with --plot")
 
-# %% ../nbs/4_tools/50b_inference.ipynb #ab5431af
+# %% ../nbs/4_tools/50b_inference.ipynb #45c30667
 def predict(
     model: str,  # model.pt as saved by train, or the run's folder
     images: list[str],  # image files of any size and kind, or folders of images
@@ -89,27 +89,30 @@ def predict(
         plots.plot_images(pixels, [best for _, best in done[:40]], size=2).savefig(plot, dpi=150)
     return int(len(done) < len(paths))
 
-# %% ../nbs/4_tools/50b_inference.ipynb #52202602
+# %% ../nbs/4_tools/50b_inference.ipynb #0c20cdc9
 def _open_test_images(model: Path, info, data: str | None, test_dir: str | None, root: str):
     "The images that are asked for, else those of the model's run; class indices are the model's. Raises `ValueError`."
     from pytorch_course import data as folders, get_data as datasets, runs
     config = runs.read_config(model.parent) if (model.parent/"config.json").is_file() else {}
-    place = data or test_dir or config.get("test_dir")
-    if place is None: raise ValueError(f"no run beside {model} that names test images; give --data or --test_dir")
+    place = data or test_dir
+    if place is None and not config:
+        raise ValueError(f"no run beside {model} that names test images; give --data or --test_dir")
     if data is not None and os.path.isdir(data):
         with suppress(FileNotFoundError):  # then it is the test folder itself
             place = folders.find_splits(data)[1]
     elif data is not None:
         place = folders.find_splits(datasets.get_data(data, root))[1]
-    dataset = folders.ImageFolder(place, info.transform)
+    if place and config.get("test_share") and os.path.realpath(place) == config["train_dir"]:
+        place = None  # the run has split this folder; the other images were trained on
+    dataset = folders.ImageFolder(place or runs.open_parts(config).test, info.transform)
     places = {name: index for index, name in enumerate(info.class_names)}
     if unknown := sorted({*dataset.classes} - {*places}):
         known = f"it knows {len(places)} classes, such as {info.class_names[:10]}"
-        raise ValueError(f"{place} has classes that the model does not know: {unknown[:10]}; {known}")
+        raise ValueError(f"{dataset.root} has classes that the model does not know: {unknown[:10]}; {known}")
     dataset.samples = [(path, places[dataset.classes[index]]) for path, index in dataset.samples]
     return dataset
 
-# %% ../nbs/4_tools/50b_inference.ipynb #d43dc4eb
+# %% ../nbs/4_tools/50b_inference.ipynb #a58b70b0
 def evaluate(
     model: str,  # model.pt as saved by train, or the run's folder
     data: str | None = None,  # name, zip file, folder with a test part, or this part (default: the run's)

@@ -211,6 +211,20 @@ def test_evaluate_on_some_of_the_classes(run):
     assert "does not know: ['wasp']" in refused("evaluate", run, "--test_dir", "some")
 
 
+@pytest.mark.parametrize("data", [[], ["--data", "photos"]])
+def test_evaluate_never_measures_on_images_that_were_trained_on(data):
+    "A run that has split a folder itself: only its test part is measured, also when the folder is named."
+    write_images("photos", [f"{name}/{i}.png" for name in CLASSES for i in range(10)])
+    status, _, err = command(
+        "train", "--data", "photos", "--epochs", 1, "--image_size", 16, "--hidden_units", 2, "--out", "mine"
+    )
+    assert (status, err) == (0, "")
+    status, out, _ = command("evaluate", "mine", *data, "--json")
+    assert status == 0 and [row["support"] for row in json.loads(out)["classes"]] == [2, 2, 2, 2]
+    reported = json.loads(Path("mine/config.json").read_text())["model_info"]["metrics"]
+    assert any(json.loads(out)["accuracy"] == pytest.approx(value) for value in reported.values())
+
+
 # --- C2: numbers first, a bad place before the work ---
 
 
