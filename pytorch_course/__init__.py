@@ -36,6 +36,7 @@ Training that is fast
 Tools
     graph_layout, graph_drawing    the graph that autograd recorded, as SVG
     command_line, runs    commands from signatures; the folder of a run: settings, history, resume
+    inference             predict and evaluate as commands: many files, some of them broken
     scaffold, doctor      a folder of stand-alone scripts; what would fail on this machine
 The ground floor
     seeds, system, files, images, plots

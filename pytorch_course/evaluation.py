@@ -10,6 +10,7 @@ __all__ = ['confusion_matrix', 'classification_report', 'predict', 'plot_confusi
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
@@ -24,8 +25,7 @@ def confusion_matrix(
     predicted: torch.Tensor,  # predicted class indices `(N,)`, for example `logits.argmax(dim=1)`
     num_classes: int,  # C; classes that do not occur have a row and a column, too
 ) -> torch.Tensor:  # counts `(C, C)`, `int64`, on the CPU: rows are true classes, columns predicted ones
-    "Count with scikit-learn. Raises `ValueError` for shapes that are not both `(N,)` and for other values than 0..C-1."
-    from sklearn import metrics  # here, since it takes a second to import
+    "Count what occurs. Raises `ValueError` for shapes that are not both `(N,)` and for other values than 0..C-1."
     for name, values in (("y", y), ("predicted", predicted)):
         if values.ndim != 1 or values.is_floating_point():
             received = f"{values.dtype} of shape {tuple(values.shape)}; logits.argmax(dim=1) makes them from scores"
@@ -33,7 +33,7 @@ def confusion_matrix(
         if len(values) and not 0 <= values.min() <= values.max() < num_classes:
             raise ValueError(f"{name} must be in 0..{num_classes - 1}, not {values.min()}..{values.max()}")
     if len(y) != len(predicted): raise ValueError(f"{len(y)} true classes, but {len(predicted)} predicted ones")
-    return torch.from_numpy(metrics.confusion_matrix(y.cpu(), predicted.cpu(), labels=range(num_classes)))
+    return (y.cpu().long() * num_classes + predicted.cpu()).bincount(minlength=num_classes**2).view(num_classes, -1)
 
 # %% ../nbs/3_training/42_evaluation.ipynb #670f8b9f
 def classification_report(
@@ -83,15 +83,21 @@ def plot_confusion_matrix(
     class_names: list[str],  # in the order of the class indices
     *,
     normalize: bool = False,  # write percent of each true class instead of counts
+    max_classes: int = 30,  # of more classes, only so many are drawn: the most confused ones
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    "Draw counts, colored by the share of the true class; good for 30 classes. Raises `ValueError` for a wrong shape."
-    n, matrix = len(class_names), matrix.cpu()
-    if matrix.shape != (n, n):
-        raise ValueError(f"a matrix of shape {tuple(matrix.shape)} does not fit {n} class names")
-    names = [name if len(name) <= 20 else name[:19] + "…" for name in map(str, class_names)]
+    "Draw counts, colored by the share of the true class. Raises `ValueError` for a wrong shape."
+    count, matrix = len(class_names), matrix.cpu()
+    if matrix.shape != (count, count):
+        raise ValueError(f"a matrix of shape {tuple(matrix.shape)} does not fit {count} class names")
     share = matrix.double() / matrix.sum(dim=1, keepdim=True).clamp(min=1)
+    cells = matrix.clone().fill_diagonal_(0).flatten().argsort(descending=True, stable=True)[:max_classes**2]
+    classes = dict.fromkeys(i for cell in cells.tolist() for i in divmod(cell, count))  # at least `max_classes`
+    shown = sorted([*classes][:max_classes])
+    matrix, share = matrix[shown][:, shown], share[shown][:, shown]
+    names = [name if len(name) <= 20 else name[:19] + "…" for name in (str(class_names[i]) for i in shown)]
     numbers = (share * 100).round().long() if normalize else matrix.long()
-    inches = 2.5 + 0.3 * n
+    n = len(shown)
+    inches = min(2.5 + 0.3 * n, 9.9)  # at 100 dots per inch less than a megapixel
     figure, [[ax]] = subplots(figsize=(inches, inches))
     ax.imshow((share**0.5).numpy(), cmap="Blues", vmin=0, vmax=1)
     for i, j in matrix.nonzero().tolist():
@@ -100,6 +106,7 @@ def plot_confusion_matrix(
     ax.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=9, parse_math=False)
     ax.set_yticks(range(n), names, fontsize=9, parse_math=False)
     title = "Percent of each true class" if normalize else "Number of samples"
+    title += f": the {n} most confused of {count:,} classes" * (n < count)
     ax.set(xlabel="predicted class", ylabel="true class", title=title)
     return figure
 
@@ -156,10 +163,16 @@ class EvaluationResult:
         rows = self.report.astype(object).where(self.report.notna(), None).reset_index().to_dict("records")
         return dict(accuracy=self.accuracy, loss=self.loss, classes=rows, confusion_matrix=self.matrix.tolist())
 
+    def save_matrix(self, path: Path):
+        "Save the confusion matrix as a figure (the ending of the name is its format), and as a CSV file beside it."
+        figure = plot_confusion_matrix(self.matrix, list(self.report.index))
+        figure.savefig(path, dpi=min(150, 990 / figure.get_figwidth()))
+        pd.DataFrame(self.matrix, self.report.index, self.report.index).to_csv(path.with_suffix(".csv"))
+
     def __repr__(self) -> str:
         correct = self.matrix.diagonal().sum().item()
         loss = "" if self.loss is None else f", loss {self.loss:.4f}"
-        table = self.report.reset_index().to_string(index=False, na_rep="-", float_format="{:.3f}".format)
+        table = self.report.reset_index().to_string(index=False, na_rep="-", float_format="{:.3f}".format, max_rows=60)
         return f"accuracy {self.accuracy:.1%} ({correct:,} of {len(self.y):,} correct){loss}\n{table}"
 
 def evaluate_model(

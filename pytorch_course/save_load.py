@@ -7,7 +7,8 @@ __all__ = ['ModelInfo', 'save_model', 'load_model', 'predict_batches', 'predict_
 
 # %% ../nbs/05_save_load.ipynb #401d094d
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch
@@ -150,7 +151,7 @@ def predict_batches(
 def predict_images(
     model: nn.Module,  # as returned by `load_model`
     info: ModelInfo,  # likewise
-    paths: list[str | Path],  # image files
+    paths: Sequence[str | Path],  # image files
     topk: int = 1,  # how many classes per image, the most probable first; at most all of them
     batch_size: int = 64,  # images at a time
 ) -> list[dict]:  # `{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}` each
@@ -161,8 +162,9 @@ def predict_images(
     if topk < 1: raise ValueError(f"topk must be at least 1, not {topk}")
     if not paths: return []
     parts = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
-    batches = (torch.stack([info.transform(open_image(path)) for path in part]) for part in parts)
-    probabilities = predict_batches(model, batches).softmax(dim=1)
+    with ThreadPoolExecutor(4) as pool:
+        images = (pool.map(lambda path: info.transform(open_image(path)), part) for part in parts)
+        probabilities = predict_batches(model, map(torch.stack, map(list, images))).softmax(dim=1)
     if not probabilities.isfinite().all():
         raise ValueError("the model gives NaN instead of probabilities; did its training diverge?")
     results = []

@@ -509,14 +509,14 @@ def test_predict_topk_json_and_plot(digits_run, command, tmp_path):
     assert "class" in results[0]["predictions"][0]
 
 
-def test_predict_names_the_image_and_prints_nothing_else(digits_run, command, tmp_path):
+def test_predict_names_the_image_that_it_cannot_read(digits_run, command, tmp_path):
     folder, _ = digits_run
     good = sorted((folder / "data" / "digits" / "test" / "8").iterdir())[0]
     (tmp_path / "notes.jpg").write_text("not an image")
     done = command("predict", folder / "runs" / "digits-tinyvgg", good, "notes.jpg", "--plot", "out.png")
-    assert (done.status, done.out) == (2, "")
+    assert (done.status, done.out.split()[0]) == (1, str(good))
     assert "cannot read notes.jpg" in done.err and done.err.count("\n") == 1
-    assert not (tmp_path / "out.png").exists()
+    assert (tmp_path / "out.png").exists()
 
 
 # --- evaluate ---
