@@ -23,7 +23,7 @@ A trainer
     callbacks             early stopping, best weights, schedules, accumulation, clipping
     lr_finder, tracking   which learning rate to begin with; TensorBoard
     evaluation            confusion matrix, report for each class, confident mistakes
-    recipes               fit, and CIFAR-10 in a minute
+    recipes               fit: all good defaults in one call
 Training you can trust
     data_checks, checks   notice bugs that raise no error
     reproducibility, worker_errors    the same run again, with any number of workers
