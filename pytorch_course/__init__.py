@@ -31,7 +31,7 @@ Training you can trust
     checkpoint_files, checkpoint_manager, shutdown, checkpoints    resume exactly, at any step
 Training that is fast
     performance           memory format, mixed precision, torch.compile
-    distributed, timing   several processes under torchrun; where a step's time goes
+    distributed           several processes under torchrun
 Tools
     graph_layout, graph_drawing    the graph that autograd recorded, as SVG
     command_line, runs    commands from signatures; the folder of a run: settings, history, resume
