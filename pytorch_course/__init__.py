@@ -4,7 +4,6 @@
     from pytorch_course.training import train  # the plain loop; so for every module below
 
 The lessons, in order
-    workflow              prologue: a first training run, every step once
     tensors               describe, pick_device, seed_everything
     data                  ImageFolder, find_splits, create_dataloaders
     model                 TinyVGG and other networks; build_model, summary

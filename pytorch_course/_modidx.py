@@ -1273,6 +1273,4 @@ d = { 'settings': { 'branch': 'main',
                                               'pytorch_course.worker_errors.ExplainWorkerErrors.around_batches': ( '3_training/worker_errors.html#explainworkererrors.around_batches',
                                                                                                                    'pytorch_course/worker_errors.py'),
                                               'pytorch_course.worker_errors.explain_worker_errors': ( '3_training/worker_errors.html#explain_worker_errors',
-                                                                                                      'pytorch_course/worker_errors.py')},
-            'pytorch_course.workflow': { 'pytorch_course.workflow.make_linear_data': ( 'workflow.html#make_linear_data',
-                                                                                       'pytorch_course/workflow.py')}}}
+                                                                                                      'pytorch_course/worker_errors.py')}}}
