@@ -45,8 +45,9 @@ def is_exported(source):
 
 
 def default_exp(path):
-    "The module that a notebook makes."
-    return re.search(r"#\| default_exp (\w+)", "\n".join(source for _, source in code_cells(path)))[1]
+    "The module that a notebook makes; the name of a notebook that makes none."
+    found = re.search(r"#\| default_exp (\w+)", "\n".join(source for _, source in code_cells(path)))
+    return found[1] if found else path.stem.partition("_")[2]
 
 
 def is_guard(node, field, body):

@@ -4,7 +4,6 @@
     from pytorch_course.training import train  # the plain loop; so for every module below
 
 The lessons, in order
-    workflow              prologue: a first training run, every step once
     tensors               describe, pick_device, seed_everything
     data                  ImageFolder, find_parts, find_splits, create_dataloaders
     model                 TinyVGG and other networks; build_model, summary
@@ -24,7 +23,7 @@ A trainer
     callbacks             early stopping, best weights, schedules, accumulation, clipping
     lr_finder, tracking   which learning rate to begin with; TensorBoard
     evaluation            confusion matrix, report for each class, confident mistakes
-    recipes               fit, and CIFAR-10 in a minute
+    recipes               fit: all good defaults in one call
 Training you can trust
     data_checks, checks   notice bugs that raise no error
     reproducibility, worker_errors    the same run again, with any number of workers
@@ -32,7 +31,7 @@ Training you can trust
     checkpoint_files, checkpoint_manager, shutdown, checkpoints    resume exactly, at any step
 Training that is fast
     performance           memory format, mixed precision, torch.compile
-    distributed, timing   several processes under torchrun; where a step's time goes
+    distributed           several processes under torchrun
 Tools
     graph_layout, graph_drawing    the graph that autograd recorded, as SVG
     command_line, runs    commands from signatures; the folder of a run: settings, history, resume

@@ -8,11 +8,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pytorch_course.callbacks import GradientAccumulation
 from pytorch_course.performance import ChannelsLast, MixedPrecision
-from pytorch_course.timing import StepProfiler
 from pytorch_course.trainer import Trainer
 
 
-@pytest.mark.parametrize("callback", [MixedPrecision("fp16"), GradientAccumulation(2), StepProfiler(), ChannelsLast()])
+@pytest.mark.parametrize("callback", [MixedPrecision("fp16"), GradientAccumulation(2), ChannelsLast()])
 def test_a_trainer_survives_pickling(callback):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
