@@ -29,7 +29,8 @@ def decode_files(
     progress: bool = False,  # show a progress bar
 ) -> dict[str, ImageError]:  # path -> error, of those that cannot be read, in the order of `paths`
     "Decode image files, large ones in several threads."
-    names, options = [os.fspath(path) for path in paths], progress_bar_options() if progress else {"disable": True}
+    names = [os.fspath(path) for path in paths]
+    options: dict = progress_bar_options() if progress else {"disable": True}
     def work(position: int) -> ImageError | None:
         try:
             store(position, open_image(names[position], draft, "L" if channels == 1 else "RGB"))
