@@ -137,9 +137,9 @@ def _probe_torch() -> dict:
 # %% ../nbs/4_tools/52_doctor.ipynb #77aa0002
 def _judge_probes(facts: dict) -> Iterator[Finding]:
     "Whether torch and torchvision can be imported."
-    for name in ("torch", "torchvision"):
+    for name, consequence in (("torch", "nothing could be trained"), ("torchvision", "images could not be read")):
         error, advice = facts[name].get("error"), f"{_INSTALL} --force-reinstall torch torchvision"
-        fails = "nothing could be trained" if error else None
+        fails = consequence if error else None
         yield Finding(f"import {name}", error or facts[name]["works"], fails, advice=advice)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #6846481e
