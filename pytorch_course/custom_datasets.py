@@ -129,21 +129,19 @@ def get_targets(
 
 # %% ../nbs/2_data/27_custom_datasets.ipynb #9eaa8334
 class TransformedSubset(Subset):
-    "Some samples of a data set, with transforms of their own, applied after those that the data set has."
+    "Some samples of a data set, with a transform of their own, applied after the one that the data set has."
     def __init__(
         self,
         dataset: Dataset,  # samples `(x, y)`; best without a transform
         indices: Sequence[int] | None = None,  # which samples; `None`: all
         transform: Callable | None = None,  # applied to `x`
-        target_transform: Callable | None = None,  # applied to `y`
     ):
         super().__init__(dataset, range(len(dataset)) if indices is None else indices)  # type: ignore[arg-type]
-        self.transform, self.target_transform = transform, target_transform
+        self.transform = transform
 
     def __getitem__(self, i: int) -> tuple:
         x, y = self.dataset[self.indices[i]]
-        x = x if self.transform is None else self.transform(x)
-        return x, y if self.target_transform is None else self.target_transform(y)
+        return x if self.transform is None else self.transform(x), y
 
     def __getitems__(self, indices: list[int]) -> list[tuple]:
         return [self[i] for i in indices]  # Subset's own would leave the transforms out

@@ -13,6 +13,7 @@ from typing import Literal
 from . import __version__, runs
 from .command_line import NonNegativeInt, PositiveFloat, PositiveInt, Size
 from .command_line import make_parser, run_command
+from .inference import evaluate, predict
 
 # %% ../nbs/06_going_modular.ipynb #64b6a9c7
 def _count_files(split: Path) -> dict[str, int]:
@@ -203,9 +204,6 @@ def train(
     --train_dir and --test_dir, if the data were moved; --changed_data and --skip_damaged.
     """
     _train(SimpleNamespace(**locals()))
-
-# %% ../nbs/06_going_modular.ipynb #2a52ad13
-from .inference import evaluate, predict
 
 # %% ../nbs/06_going_modular.ipynb #351a8d78
 def scaffold(
