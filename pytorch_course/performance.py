@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, pairwise
 import torch
 from torch import nn
 from .arguments import evaluation_mode, to_device
@@ -124,9 +125,7 @@ def prefers_channels_last(model: nn.Module, device: torch.device, mixed: bool = 
 class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
     order = -200
-
-    def __init__(self) -> None:
-        self.active: bool | None = None  # `None`: the first batch will show
+    active: bool | None = None  # `None`: the first batch will show
 
     def before_fit(self, trainer):
         self.trainer = trainer
@@ -174,8 +173,7 @@ class ChannelsLast(Callback):
 # %% ../nbs/3_training/39_performance.ipynb #8a46dea4
 class Compile(Callback):
     "Compile the model at its first step. Raises `ValueError` when there is no C++ compiler to do it."
-    def __init__(self) -> None:
-        self.compiled = False
+    compiled = False
 
     def before_fit(self, trainer):
         if self.compiled: return
@@ -190,23 +188,19 @@ class Compile(Callback):
 def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterator:
     "On a CUDA device: copy each batch on a stream of its own while the one before it is computed with."
     stream = torch.cuda.Stream(device)
-    waiting = None
 
-    def arrived(batch, event):
-        torch.cuda.current_stream(device).wait_event(event)
+    def copy(batch):
+        with torch.cuda.stream(stream):
+            return to_device(batch, device), stream.record_event()
+
+    copies = chain(map(copy, batches), [(None, None)])
+    for (batch, event), _ in pairwise(copies):  # the next copy has begun
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(event)
         for leaf in leaves(batch):
             if getattr(leaf, "is_cuda", False):
-                leaf.record_stream(torch.cuda.current_stream(device))
-        return batch
-
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            following = to_device(batch, device), stream.record_event()
-        if waiting:
-            yield arrived(*waiting)
-        waiting = following
-    if waiting:
-        yield arrived(*waiting)
+                leaf.record_stream(computing)
+        yield batch
 
 class PrefetchToDevice(Callback):
     "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."
