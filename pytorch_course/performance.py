@@ -135,20 +135,13 @@ class ChannelsLast(Callback):
         if prefers:
             self.use(trainer, torch.channels_last)
 
-    def around_step(self, trainer, step):
-        if self.active is not None or trainer.phase != "train": return step
-        def first_try(batch):
-            if self.active is None:
-                self.try_format(trainer, batch)
-            return step(batch)
-        return first_try
-
-    def try_format(self, trainer, batch):
+    def before_batch(self, trainer):
         "A model that calls `view` fails, and gets the default format back. Other errors come again in the step."
+        if self.active is not None: return
         self.active = True
         try:
             with evaluation_mode(trainer.model), preserve_rng_state(device=trainer.device), torch.no_grad():
-                trainer.predict_step(batch)
+                trainer.predict_step(trainer.batch)
         except Exception as error:
             if not re.search("view size is not compatible|Cannot view a tensor", str(error)): return
             self.active = False
