@@ -186,7 +186,7 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
         with torch.cuda.stream(stream):
             return to_device(batch, device), stream.record_event()
 
-    copies = chain(map(copy, batches), [(None, None)])
+    copies: Iterable[tuple] = chain(map(copy, batches), [(None, None)])
     for (batch, event), _ in pairwise(copies):  # the next copy has begun
         computing = torch.cuda.current_stream(device)
         computing.wait_event(event)
