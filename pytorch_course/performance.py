@@ -14,7 +14,6 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, pairwise
 import torch
 from torch import nn
 from .arguments import evaluation_mode, to_device
@@ -186,8 +185,10 @@ def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterato
         with torch.cuda.stream(stream):
             return to_device(batch, device), stream.record_event()
 
-    copies: Iterable[tuple] = chain(map(copy, batches), [(None, None)])
-    for (batch, event), _ in pairwise(copies):  # the next copy has begun
+    copies = map(copy, batches)
+    following = next(copies, None)
+    while following:
+        (batch, event), following = following, next(copies, None)  # the next copy begins
         computing = torch.cuda.current_stream(device)
         computing.wait_event(event)
         for leaf in leaves(batch):
