@@ -124,9 +124,7 @@ def prefers_channels_last(model: nn.Module, device: torch.device, mixed: bool = 
 class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
     order = -200
-
-    def __init__(self) -> None:
-        self.active: bool | None = None  # `None`: the first batch will show
+    active: bool | None = None  # `None`: the first batch will show
 
     def before_fit(self, trainer):
         self.trainer = trainer
@@ -136,20 +134,13 @@ class ChannelsLast(Callback):
         if prefers:
             self.use(trainer, torch.channels_last)
 
-    def around_step(self, trainer, step):
-        if self.active is not None or trainer.phase != "train": return step
-        def first_try(batch):
-            if self.active is None:
-                self.try_format(trainer, batch)
-            return step(batch)
-        return first_try
-
-    def try_format(self, trainer, batch):
+    def before_batch(self, trainer):
         "A model that calls `view` fails, and gets the default format back. Other errors come again in the step."
+        if self.active is not None: return
         self.active = True
         try:
             with evaluation_mode(trainer.model), preserve_rng_state(device=trainer.device), torch.no_grad():
-                trainer.predict_step(batch)
+                trainer.predict_step(trainer.batch)
         except Exception as error:
             if not re.search("view size is not compatible|Cannot view a tensor", str(error)): return
             self.active = False
@@ -174,8 +165,7 @@ class ChannelsLast(Callback):
 # %% ../nbs/3_training/39_performance.ipynb #8a46dea4
 class Compile(Callback):
     "Compile the model at its first step. Raises `ValueError` when there is no C++ compiler to do it."
-    def __init__(self) -> None:
-        self.compiled = False
+    compiled = False
 
     def before_fit(self, trainer):
         if self.compiled: return
@@ -190,23 +180,21 @@ class Compile(Callback):
 def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterator:
     "On a CUDA device: copy each batch on a stream of its own while the one before it is computed with."
     stream = torch.cuda.Stream(device)
-    waiting = None
 
-    def arrived(batch, event):
-        torch.cuda.current_stream(device).wait_event(event)
+    def copy(batch):
+        with torch.cuda.stream(stream):
+            return to_device(batch, device), stream.record_event()
+
+    copies = map(copy, batches)
+    following = next(copies, None)
+    while following:
+        (batch, event), following = following, next(copies, None)  # the next copy begins
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(event)
         for leaf in leaves(batch):
             if getattr(leaf, "is_cuda", False):
-                leaf.record_stream(torch.cuda.current_stream(device))
-        return batch
-
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            following = to_device(batch, device), stream.record_event()
-        if waiting:
-            yield arrived(*waiting)
-        waiting = following
-    if waiting:
-        yield arrived(*waiting)
+                leaf.record_stream(computing)
+        yield batch
 
 class PrefetchToDevice(Callback):
     "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from .files import atomic_write
 
 # %% ../nbs/2_data/26_text.ipynb #9ad5ca36
 def read_text(path: str | Path) -> str:
@@ -77,25 +76,6 @@ class Vocabulary:
     ) -> str:  # words separated by spaces, without padding
         "Words of indices. Raises `IndexError` for an index beyond the vocabulary."
         return " ".join(self.words[int(index)] for index in indices if int(index) != self.padding)
-
-    def save(
-        self,
-        path: str | Path,  # text file; line `i`, counted from 0, holds word `i`
-    ):
-        "Write the vocabulary; an existing file is replaced in one step (atomically)."
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8", newline="\n")
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path,  # as written by `save`
-    ) -> "Vocabulary":
-        "Read a vocabulary. Raises `ValueError` for a file that holds something else."
-        words = read_text(path).removesuffix("\n").split("\n")
-        if words[:2] != ["<unk>", "<pad>"]:
-            raise ValueError(f"{path} is no vocabulary: its first lines are not <unk> and <pad>")
-        return cls(words[2:])
 
 # %% ../nbs/2_data/26_text.ipynb #9bc976d7
 class TextDataset(torch.utils.data.Dataset):

@@ -96,12 +96,8 @@ class TensorBoard(Callback):
 
     def after_fit(self, trainer):
         if self.writers and self.hyperparameters and trainer.history:
-            from torch.utils.tensorboard.summary import hparams
             metrics = {f"final/{name}": value for name, value in trainer.history[-1].items() if name != "epoch"}
-            for record in hparams(self.hyperparameters, metrics):
-                self.writers[""].file_writer.add_summary(record)
-            for name, value in metrics.items():
-                self.writers[""].add_scalar(name, value, trainer.epoch)
+            self.writers[""].add_hparams(self.hyperparameters, metrics, run_name=".", global_step=trainer.epoch)
         for writer in self.writers.values():
             writer.close()
         self.writers = {}
