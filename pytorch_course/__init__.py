@@ -7,6 +7,7 @@ The lessons, in order
     tensors               describe, pick_device, seed_everything
     data                  ImageFolder, find_parts, find_splits, create_dataloaders
     model                 TinyVGG and other networks; build_model, summary
+    autograd              gradients: topological_sort, which walks through a computation graph
     training              metrics, train_step, test_step, train: the plain loop
     save_load             model files that describe themselves: save_model, load_model
     going_modular         the commands of `pytorch-course`

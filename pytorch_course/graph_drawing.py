@@ -9,21 +9,12 @@ __all__ = ['draw_graph']
 import re
 from collections.abc import Mapping
 from torch import Tensor, nn
+from .autograd import topological_sort
 from .graph_layout import GraphDrawing, GraphNode, draw_nodes
 
 # %% ../nbs/3_training/30a_graph_drawing.ipynb #7c40024b
 def _inputs_of(fn):
     return [earlier for earlier, _ in fn.next_functions if earlier is not None]
-
-def _recorded(fn):
-    "Every operation that `fn` depends on, once: inputs before users, `fn` last."
-    order, stack = {}, [fn]
-    while stack:
-        missing = [earlier for earlier in _inputs_of(stack[-1]) if earlier not in order]
-        stack += missing[::-1]  # the first one on top
-        if not missing:
-            order[stack.pop()] = None
-    return list(order)
 
 def _tensor_lines(title, tensor):
     "What a box says about a tensor: name, value or shape, gradient if there is one."
@@ -54,7 +45,7 @@ def _tensor_graph(output, named):
         names[tensor] = f"{names[tensor]}, {name}" if tensor in names else name
         if tensor is not output:
             between.setdefault(tensor.grad_fn, {})[tensor] = None
-    for fn in _recorded(output.grad_fn):
+    for fn in topological_sort(output.grad_fn, _inputs_of):
         inputs = [nodes[earlier] for earlier in _inputs_of(fn)]
         if fn.name() == "TBackward0" and inputs[0].kind == "leaf" and fn not in between:
             nodes[fn] = inputs[0]  # the weight of a linear layer, transposed
@@ -70,7 +61,7 @@ def _tensor_graph(output, named):
 # %% ../nbs/3_training/30a_graph_drawing.ipynb #20c0b824
 def _unused_notes(output, named):
     "A note that lists the named tensors that the output does not depend on."
-    used = {getattr(fn, "variable", fn) for fn in _recorded(output.grad_fn)}
+    used = {getattr(fn, "variable", fn) for fn in topological_sort(output.grad_fn, _inputs_of)}
     lines = [("detail", name if tensor.requires_grad else f"{name}: requires_grad=False")
              for name, tensor in named.items() if tensor not in used and tensor.grad_fn not in used]
     if len(lines) > 5:
