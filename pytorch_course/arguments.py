@@ -86,8 +86,6 @@ def check_in_order(dataloader: Iterable):
 # %% ../nbs/3_training/30c_arguments.ipynb #c46865c3
 def unpack_step(result) -> tuple:
     "`(loss, outputs or None, numbers)` of a result. Raises `TypeError` for one that is none of the three kinds."
-    if type(result) is tuple and len(result) == 2 and isinstance(result[0], torch.Tensor) and not result[0].ndim:
-        return (*result, {})  # nearly always
     parts = result if isinstance(result, tuple) else (result,)
     loss, outputs, numbers = (*parts, None, None)[:3]
     if len(parts) > 3 or not isinstance(loss, torch.Tensor) or not isinstance(numbers, dict | None):
@@ -108,14 +106,14 @@ def to_device(batch, device: str | torch.device) -> Any:
     "Move a tensor, or lists, tuples and dictionaries of them; does not wait for the copy from pinned memory."
     if isinstance(batch, torch.Tensor):
         return batch.to(torch.device(device), non_blocking=torch.device(device).type == "cuda")
-    if isinstance(batch, nn.utils.rnn.PackedSequence): return batch.to(torch.device(device))  # type: ignore
+    if hasattr(batch, "to"): return batch.to(torch.device(device))
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if hasattr(batch, "_fields"):  # a named tuple
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    return batch
 
 def move_modules(holder, device: torch.device) -> list[nn.Module]:
     "Move models and losses that are attributes of an object, and those among its `metrics`, to the device."

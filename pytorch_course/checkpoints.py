@@ -6,7 +6,6 @@
 __all__ = ['Checkpoints', 'CheckpointError', 'CheckpointManager', 'ResumeWarning']
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #a41a1be9
-import signal
 import warnings
 import zlib
 from pathlib import Path
@@ -70,10 +69,9 @@ def _check_state(trainer, found: tuple[Path, dict] | None):
         message = f"the callbacks differ from those of {path}"
         raise ValueError(f"{message}: only there {saved or 'none'}, only here {new or 'none'}")
 
-def _frozen(models: dict) -> list[str]:
-    "Names of the parameters that are not trained."
-    named = [(f"{name}.{key}", p) for name, model in models.items() for key, p in model.named_parameters()]
-    return [name for name, parameter in named if not parameter.requires_grad]
+def _parameters(models: dict) -> dict[str, nn.Parameter]:
+    "The parameters of all models by name."
+    return {f"{name}.{key}": p for name, model in models.items() for key, p in model.named_parameters()}
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #a5261c64
 def _describe_data(loader) -> dict:
@@ -153,7 +151,7 @@ class _Saving(Callback):
         content = _collect(trainer)
         extra = {"trainer": trainer.state_dict(), "steps": trainer.steps, **self.facts}
         extra["stateful"] = list(content["stateful"])
-        extra["frozen"] = _frozen(content["models"])
+        extra["frozen"] = [name for name, p in _parameters(content["models"]).items() if not p.requires_grad]
         if get_rank() == 0:
             self.manager.save(trainer.steps, **content, extra=extra)
 
@@ -168,9 +166,8 @@ class _Saving(Callback):
         load_checkpoint(path, **content)
         for module, mode in zip(modules, modes):
             module.training = mode
-        for name, model in content["models"].items():
-            for key, parameter in model.named_parameters():
-                parameter.requires_grad_(f"{name}.{key}" not in extra["frozen"])
+        for name, parameter in _parameters(content["models"]).items():
+            parameter.requires_grad_(name not in extra["frozen"])
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #c63545e9
 class Checkpoints(_Saving):
@@ -181,10 +178,6 @@ class Checkpoints(_Saving):
     data in the middle of an epoch, `resume="changed_data"` draws the rest of the epoch from what is there now.
     """
     shutdown: GracefulShutdown
-
-    def request_stop(self, number: int = signal.SIGINT):
-        "Save after this step and end the program, as Ctrl-C does."
-        self.shutdown.signal = number
 
     def around_fit(self, trainer, fit):
         if not any(isinstance(callback, Reproducible) for callback in trainer.callbacks):

@@ -39,7 +39,6 @@ CHECKS = {
     "target_range": "0 (no) to 1 (yes); for several classes use CrossEntropyLoss and one output per class",
     "no_gradient": "a loss that depends on the weights: look for detach, .data, no_grad, argmax or frozen layers",
     "not_optimized": "all of them: make the optimizer after the model, or freeze some by requires_grad_(False)",
-    "constant_loss": "a different one for every batch: see whether the loss depends on the input",
     "non_finite": "finite numbers",
 }
 

@@ -8,7 +8,6 @@ __all__ = ['decode_files', 'find_damaged', 'decode_datasets']
 # %% ../nbs/2_data/27a_decoding.ipynb #90661720
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,28 +29,23 @@ def decode_files(
     progress: bool = False,  # show a progress bar
 ) -> dict[str, ImageError]:  # path -> error, of those that cannot be read, in the order of `paths`
     "Decode image files, large ones in several threads."
-    names, errors = [os.fspath(path) for path in paths], {}
-    positions = iter(range(len(names)))
+    names = [os.fspath(path) for path in paths]
     options: dict = progress_bar_options() if progress else {"disable": True}
-    def work():
-        for position in positions:
-            try:
-                store(position, open_image(names[position], draft, "L" if channels == 1 else "RGB"))
-            except ImageError as error:
-                errors[names[position]] = error.with_traceback(None)  # or it would keep much in memory
-            bar.update()
+    def work(position: int) -> ImageError | None:
+        try:
+            store(position, open_image(names[position], draft, "L" if channels == 1 else "RGB"))
+        except ImageError as error:
+            return error.with_traceback(None)  # or it would keep much in memory
 
     is_large = any(os.path.isfile(name) and os.path.getsize(name) > _LARGE_FILE for name in names[:1])
-    others = min(8, cpu_count()) - 1 if is_large and get_worker_info() is None else 0
-    with tqdm(desc="decoding", total=len(names), **options) as bar, ThreadPoolExecutor(max(1, others)) as pool:
-        jobs = [pool.submit(work) for _ in range(others)]
+    threads = min(8, cpu_count()) if is_large and get_worker_info() is None else 1
+    with ThreadPoolExecutor(threads) as pool:
+        results = (map if threads == 1 else pool.map)(work, range(len(names)))
         try:
-            work()
+            errors = list(tqdm(results, desc="decoding", total=len(names), **options))
         finally:
-            deque(positions, 0)
-    for job in jobs:
-        job.result()  # raises what the thread has raised
-    return {name: errors[name] for name in names if name in errors}
+            pool.shutdown(cancel_futures=True)
+    return {name: error for name, error in zip(names, errors) if error}
 
 # %% ../nbs/2_data/27a_decoding.ipynb #a9a7908a
 def find_damaged(

@@ -119,12 +119,6 @@ def _probe_torchvision() -> dict:
     import torchvision  # fails if its compiled part does not fit to torch
     return {"works": f"version {torchvision.__version__}"}
 
-def _probe_workers() -> dict:
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset
-    next(iter(DataLoader(TensorDataset(torch.zeros(64, 3, 64, 64)), batch_size=32, num_workers=2, timeout=20)))
-    return {"works": f"2 gave a batch (start method {torch.multiprocessing.get_start_method()})"}
-
 def _probe_torch() -> dict:
     import torch
     from pytorch_course.tensors import _available_devices
@@ -141,17 +135,12 @@ def _probe_torch() -> dict:
     return {"works": works, "devices": devices, "threads": torch.get_num_threads()}
 
 # %% ../nbs/4_tools/52_doctor.ipynb #77aa0002
-_PROBES = {  # what is tried in a process of its own -> what fails without it, advice
-    "torch": ("nothing could be trained", f"{_INSTALL} --force-reinstall torch torchvision"),
-    "torchvision": ("images could not be read", f"{_INSTALL} --force-reinstall torch torchvision"),
-    "workers": ("a loader with workers would fail", "train with --num_workers 0"),
-}
-
 def _judge_probes(facts: dict) -> Iterator[Finding]:
-    "Whether torch, torchvision and workers can be used."
-    for name, (consequence, advice) in _PROBES.items():
-        error, what = facts[name].get("error"), name if name == "workers" else f"import {name}"
-        yield Finding(what, error or facts[name]["works"], consequence if error else None, advice=advice)
+    "Whether torch and torchvision can be imported."
+    for name, consequence in (("torch", "nothing could be trained"), ("torchvision", "images could not be read")):
+        error, advice = facts[name].get("error"), f"{_INSTALL} --force-reinstall torch torchvision"
+        fails = consequence if error else None
+        yield Finding(f"import {name}", error or facts[name]["works"], fails, advice=advice)
 
 # %% ../nbs/4_tools/52_doctor.ipynb #6846481e
 def _look_for_gpu() -> str | None:
@@ -230,7 +219,7 @@ def _collect_facts(folder: str | Path, data: str | Path) -> dict:
         except Exception as error:
             facts[name] = {"error": f"{type(error).__name__}: {error}"}
     code = "import json; from pytorch_course import doctor; print(); print(json.dumps(doctor._probe_{}()))"
-    return facts | {name: _ask_process(code.format(name)) for name in _PROBES}
+    return facts | {name: _ask_process(code.format(name)) for name in ("torch", "torchvision")}
 
 def _judge_facts(facts: dict) -> list[Finding]:
     "What the facts mean for training; never raises."
@@ -256,7 +245,7 @@ def diagnose_images(
 ) -> list[Finding]:  # how many images there are, and each one that cannot be read
     "Decode all images of a folder. Raises `FileNotFoundError` when there are none."
     from pytorch_course.data import IMAGE_EXTENSIONS
-    from pytorch_course.image_cache import find_damaged
+    from pytorch_course.decoding import find_damaged
     files = [path for path in sorted(Path(folder).rglob("*.*")) if path.suffix.lower() in IMAGE_EXTENSIONS]
     paths = [str(path) for path in files if not re.search(r"[/\\](\.|__MACOSX)", f"/{path.relative_to(folder)}")]
     if not paths: raise FileNotFoundError(f"no images in {folder}; expected {', '.join(IMAGE_EXTENSIONS)} files")
