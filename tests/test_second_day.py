@@ -217,7 +217,7 @@ def test_a_name_of_a_module_is_found():
         from pytorch_course import Earlystop  # noqa: F401
     assert not hasattr(pytorch_course, "EarlyStopping")
     from pytorch_course import callbacks  # modules as before
-    assert callbacks.EarlyStopping is EarlyStopping
+    assert callbacks.OneCycle is OneCycle
 
 
 def test_type_checkers_refuse_unknown_names(tmp_path):
