@@ -22,7 +22,7 @@ A trainer
     arguments, hooks, trainer    clear errors; Callback and Trainer
     callbacks             early stopping, best weights, schedules, accumulation, clipping
     lr_finder, tracking   which learning rate to begin with; TensorBoard
-    evaluation            confusion matrix, report for each class, confident mistakes
+    evaluation            confusion matrix, report for each class
     recipes               fit: all good defaults in one call
 Training you can trust
     data_checks, checks   notice bugs that raise no error

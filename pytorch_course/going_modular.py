@@ -7,13 +7,13 @@ __all__ = ['get_data', 'train', 'scaffold', 'doctor', 'main']
 
 # %% ../nbs/06_going_modular.ipynb #bcbf9ec7
 import shlex
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 from . import __version__, runs
 from .command_line import NonNegativeInt, PositiveFloat, PositiveInt, Size
 from .command_line import make_parser, run_command
+from .inference import evaluate, predict
 
 # %% ../nbs/06_going_modular.ipynb #64b6a9c7
 def _count_files(split: Path) -> dict[str, int]:
@@ -55,32 +55,26 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     if len(names) < 2:
         place = parts.train.root
         raise ValueError(f"{place} has a single class, {names[0]!r}; at least two are needed")
-    chosen = runs.choose_model(args.model, channels, len(names), *sizes, args.pretrained)
-    architecture, kwargs, transform = chosen
+    architecture, kwargs, transform = runs.choose_model(
+        args.model, channels, len(names), *sizes, args.pretrained)
     options: dict = dict(cache=not args.no_cache, draft=args.draft)
-    cached = partial(image_cache.CachedImageFolder, transform=transform, **options)
-    sets = {part: cached(images) for part, images in vars(parts).items() if images}
-    image_cache.decode_datasets(*sets.values(), skip_damaged=args.skip_damaged)
-
-    def load(part: str) -> tuple:
-        return data.create_dataloaders(
-            sets["train"], sets[part], transform, args.batch_size, args.num_workers,
-            seed=args.seed, dataset_class=lambda dataset, _: dataset,
-            collate_fn=image_cache.collate_batch,
-        )
-    train, test, class_names = load("test")
-    valid = load("valid")[1] if "valid" in sets else None
-    folders = " and ".join(dict.fromkeys(images.root for images in sets.values()))
+    found = [images for images in (parts.train, parts.test, parts.valid) if images]
+    sets = [image_cache.CachedImageFolder(images, transform, **options) for images in found]
+    image_cache.decode_datasets(*sets, skip_damaged=args.skip_damaged)
+    options = dict(batch_size=args.batch_size, num_workers=args.num_workers, seed=args.seed)
+    options |= dict(collate_fn=image_cache.collate_batch)
+    train, test, *valid = data.make_dataloaders(*sets, **options)
+    folders = " and ".join(dict.fromkeys(images.root for images in vars(parts).values() if images))
     split = f", split by seed {args.seed}" if parts.train.part else ""
     kind = f"{'gray' if channels == 1 else 'color'} ({min(100, len(parts.train))} looked at)"
-    info = save_load.ModelInfo(architecture, kwargs, class_names, transform)
+    info = save_load.ModelInfo(architecture, kwargs, names, transform)
     pretrained = None if args.resume else args.pretrained  # the checkpoint has the weights
     model, text = transfer_weights.start_model(info, pretrained, args.freeze)
     if pretrained:
         print(f"weights {text}")
     return SimpleNamespace(
         name=config["name"], source=f"{folders}{split}, {kind}", config=config,
-        train=train, valid=valid, test=test, model=model, info=info,
+        train=train, valid=next(iter(valid), None), test=test, model=model, info=info,
     )
 
 # %% ../nbs/06_going_modular.ipynb #be886191
@@ -210,9 +204,6 @@ def train(
     --train_dir and --test_dir, if the data were moved; --changed_data and --skip_damaged.
     """
     _train(SimpleNamespace(**locals()))
-
-# %% ../nbs/06_going_modular.ipynb #2a52ad13
-from .inference import evaluate, predict
 
 # %% ../nbs/06_going_modular.ipynb #351a8d78
 def scaffold(

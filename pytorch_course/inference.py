@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from .command_line import NonNegativeInt, PositiveInt, user_message
 
@@ -32,8 +31,8 @@ def _find_model(name: str) -> Path:
 # %% ../nbs/4_tools/50b_inference.ipynb #2c9c9573
 def _find_images(paths: list[str]) -> list[str]:
     "Files as they are, folders as the images in them, sorted. Raises `ValueError` if there is none."
-    from pytorch_course.data import _find_images as find
-    found = [image for path in paths for image in (find(path, Counter()) if os.path.isdir(path) else [path])]
+    from pytorch_course.data import find_images
+    found = [image for path in paths for image in (find_images(path, Counter()) if os.path.isdir(path) else [path])]
     if not found: raise ValueError(f"no images in {', '.join(paths)}; expected files such as .jpg or .png")
     return found
 
@@ -95,14 +94,12 @@ def _open_test_images(model: Path, info, data: str | None, test_dir: str | None,
     "The images that are asked for, else those of the model's run; class indices are the model's. Raises `ValueError`."
     from pytorch_course import data as folders, get_data as datasets, runs
     config = runs.read_config(model.parent) if (model.parent/"config.json").is_file() else {}
-    place = data or test_dir
-    if place is None and not config:
+    place = test_dir
+    if data is not None:
+        parts = folders.find_parts(datasets.get_data(data, root))
+        place = parts.get("test") or parts.get("valid") or parts.get("all")
+    elif place is None and not config:
         raise ValueError(f"no run beside {model} that names test images; give --data or --test_dir")
-    if data is not None and os.path.isdir(data):
-        with suppress(FileNotFoundError):  # then it is the test folder itself
-            place = folders.find_splits(data)[1]
-    elif data is not None:
-        place = folders.find_splits(datasets.get_data(data, root))[1]
     if place and config.get("test_share") and os.path.realpath(place) == config["train_dir"]:
         place = None  # the run has split this folder; the other images were trained on
     dataset = folders.ImageFolder(place or runs.open_parts(config).test, info.transform)

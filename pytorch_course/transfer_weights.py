@@ -62,23 +62,17 @@ def _bare_names(names: Iterable[str]) -> dict[str, str]:
         bare = {name: short.removeprefix("module.") for name, short in bare.items()}
     return bare
 
-def _renamed(name: str, rename: dict[str, str] | Callable[[str], str] | None) -> str:
-    "The name after renaming; of several prefixes that fit, the longest counts."
-    if callable(rename): return rename(name)
-    prefix = max((prefix for prefix in rename or {} if name.startswith(prefix)), key=len, default=None)
-    return name if rename is None or prefix is None else rename[prefix] + name.removeprefix(prefix)
-
 def match_state_dict(
     model: nn.Module,  # not changed
     weights: Mapping[str, torch.Tensor],  # a state dict, perhaps of another model
     source: str = "the given weights",  # where it comes from, for the report
-    rename: dict[str, str] | Callable[[str], str] | None = None,  # `{"old prefix": "new"}`, or old name to new name
+    rename: Callable[[str], str] | None = None,  # old name to new name
     class_names: tuple[list | None, list | None] = (None, None),  # there and here, for the report
 ) -> tuple[LoadReport, dict]:  # the report; the weights that fit, under the model's names
     "Compare names and shapes, without what wrappers add to names. Raises `ValueError` when two names become one."
     own, theirs = model.state_dict(), {}
     for name, short in _bare_names(weights).items():
-        new = _renamed(short, rename)
+        new = short if rename is None else rename(short)
         if new in theirs: raise ValueError(f"two names become {new!r} after renaming")
         theirs[new] = weights[name]
     ours = {short: name for name, short in _bare_names(own).items()}
@@ -114,7 +108,7 @@ def load_weights(
     model: nn.Module,  # filled in place, on whatever device it is
     weights_or_path: dict | str | Path,  # state dict, or file: a bare state dict, self-describing, or a checkpoint
     *,
-    rename: dict[str, str] | Callable[[str], str] | None = None,  # `{"old prefix": "new"}`, or old name to new name
+    rename: Callable[[str], str] | None = None,  # old name to new name
     strict: bool = False,  # everything must fit, and nothing may be left over
     name: str | None = None,  # which model, when there are several in the file
     class_names: list[str] | None = None,  # of your data, to be compared with those in the file

@@ -23,7 +23,6 @@ from .files import atomic_write
 # %% ../nbs/3_training/35_weights_files.ipynb #a7e39bba
 class ModelFileError(ValueError):
     "A file that is not a usable model; the message names it and says what it is."
-
 @contextmanager
 def explain_file_errors(source: str | Path) -> Iterator[None]:
     "Whatever is wrong with a file, say it in one `ModelFileError` that names it."
