@@ -59,17 +59,15 @@ _HOME = {  # the module of each of them; as below
 }
 
 if TYPE_CHECKING:  # for editors and type checkers, which see no `__getattr__` and refuse unknown names
-    from pytorch_course.data import create_dataloaders as create_dataloaders
-    from pytorch_course.data import find_splits as find_splits
-    from pytorch_course.hooks import Callback as Callback
-    from pytorch_course.image_cache import create_cached_dataloaders as create_cached_dataloaders
-    from pytorch_course.images import ImageTransform as ImageTransform
-    from pytorch_course.model import build_model as build_model
-    from pytorch_course.recipes import fit as fit
-    from pytorch_course.save_load import load_model as load_model
-    from pytorch_course.save_load import save_model as save_model
-    from pytorch_course.trainer import Trainer as Trainer
-    from pytorch_course.training import train as train
+    from pytorch_course.data import create_dataloaders, find_splits
+    from pytorch_course.hooks import Callback
+    from pytorch_course.image_cache import create_cached_dataloaders
+    from pytorch_course.images import ImageTransform
+    from pytorch_course.model import build_model
+    from pytorch_course.recipes import fit
+    from pytorch_course.save_load import load_model, save_model
+    from pytorch_course.trainer import Trainer
+    from pytorch_course.training import train
 else:  # a module is imported when it is needed
     def __getattr__(name: str):
         "Import a module, or a name of `_HOME`, when somebody asks for it."

@@ -63,9 +63,8 @@ def check_dataloader(name: str, dataloader: Iterable):
     "Raises `TypeError` for a dataset, a tensor or a number where a dataloader is needed."
     if isinstance(dataloader, Dataset):
         raise TypeError(f"{name} is a dataset; make batches of it: DataLoader(dataset, batch_size=32)")
-    is_one_batch = isinstance(dataloader, tuple) and all(isinstance(part, torch.Tensor) for part in dataloader or [0])
     is_data = isinstance(dataloader, str | dict) or hasattr(dataloader, "dtype") or hasattr(dataloader, "dtypes")
-    if is_one_batch or is_data or not hasattr(dataloader, "__iter__"):
+    if is_data or not hasattr(dataloader, "__iter__"):
         advice = "wrap tensors in one: DataLoader(TensorDataset(X, y), batch_size=32)"
         raise TypeError(f"{name} must be a DataLoader or an iterable of batches, not {_name(dataloader)}; {advice}")
     with suppress(TypeError):  # a stream has no length
@@ -115,8 +114,8 @@ def unpack_pair(batch) -> tuple:
     "`(X, y)`. Raises `TypeError` for a batch that is no pair; those need a `step` of their own."
     if isinstance(batch, (list, tuple)) and len(batch) == 2: return tuple(batch)
     size = f" of {len(batch)}" if isinstance(batch, list | tuple | dict) else ""
-    advice = "override Trainer.step(self, batch), which gets the batch as it is"
-    raise TypeError(f"a batch must be a pair (X, y), not {_name(batch)}{size}; for other batches, {advice}")
+    advice = "wrap tensors in DataLoader(TensorDataset(X, y), batch_size=32); for other batches, override Trainer.step"
+    raise TypeError(f"a batch must be a pair (X, y), not {_name(batch)}{size}; {advice}")
 
 # %% ../nbs/3_training/30c_arguments.ipynb #406035e2
 def to_device(batch, device: str | torch.device) -> Any:

@@ -273,9 +273,10 @@ def test_a_frozen_model():
 def test_data_in_place_of_a_loader():
     pandas = pytest.importorskip("pandas")
     for data in ((X, Y), X.numpy(), pandas.DataFrame({"a": [1]}), {"X": X}):
-        with pytest.raises(TypeError, match="train_dataloader must be.*DataLoader.TensorDataset"):
+        with pytest.raises(TypeError, match=r"must be.*wrap tensors in .*DataLoader\(TensorDataset"):
             make().fit(1, data)
     make().fit(1, ((X, Y), (X, Y)))  # a tuple of batches
+    assert len(make().predict(X.split(8))) == 24
     make().fit(1, [[X, Y]])
 
 
