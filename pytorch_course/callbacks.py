@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 import torch
 from torch.optim import lr_scheduler
 from .arguments import batch_size
@@ -70,19 +70,26 @@ def monitored_value(trainer: Trainer, monitor: str) -> float:
     return row[monitor]
 
 # %% ../nbs/3_training/40_callbacks.ipynb #6f9c783c
+_MODES = {  # by names: parts of one, or whole words
+    "min": r"loss|error|mae|mse|ppl|perplexity|nll",
+    "max": r"(?<![a-z])(?:acc|accuracy|f1|auc|auroc|iou|miou|dice|map|precision|recall|r2|top)(?![a-z])",
+}
+
 @dataclass(eq=False)
 class MetricMonitor(Callback):
     "Base of callbacks that look for a new best value of one metric in the history. A NaN is never better."
     monitor: str = "valid_loss"  # name of a column of the history
     _: KW_ONLY
-    mode: str | None = None  # "min", "max"; by the name: "min" if it has loss, error, mae, mse, rmse, perplexity
+    mode: Literal["min", "max"] | None = None  # which values are better; `None`: by the name (loss, error, acc, f1 ...)
     min_delta: float = 0.0  # an improvement must be larger than this
     state_attributes = ("best", "best_epoch")
 
     def __post_init__(self):
-        lower_is_better = {"loss", "error", "mae", "mse", "rmse", "perplexity"} & set(self.monitor.split("_"))
-        self.mode = self.mode or ("min" if lower_is_better else "max")
-        if self.mode not in ("min", "max"): raise ValueError(f'mode must be "min" or "max", not {self.mode!r}')
+        by_name = [mode for mode, names in _MODES.items() if re.search(names, self.monitor.lower())]
+        self.mode = self.mode or next(iter(by_name), None)  # type: ignore
+        if self.mode not in _MODES:
+            unknown = f"the name {self.monitor!r} does not tell which values are better; " if self.mode is None else ""
+            raise ValueError(f'{unknown}mode must be "min" or "max", not {self.mode!r}')
 
     def before_fit(self, trainer):
         check_monitor(trainer, self.monitor)
@@ -140,8 +147,11 @@ class BestWeights(MetricMonitor):
 # %% ../nbs/3_training/40_callbacks.ipynb #d1123d54
 def count_batches(trainer, callback: Callback) -> int:
     "Training batches in an epoch. Raises `ValueError` for a dataloader without a length."
-    if hasattr(trainer.train_dataloader, "__len__"): return len(trainer.train_dataloader)
-    raise ValueError(f"{type(callback).__name__} needs a training dataloader with a length, to know the last batch")
+    try:
+        return len(trainer.train_dataloader)
+    except TypeError:  # also that of a `DataLoader` of a stream
+        needs = "needs a training dataloader with a length, to know the last batch"
+        raise ValueError(f"{type(callback).__name__} {needs}") from None
 
 class GradientAccumulation(Callback):
     """Update the weights once for several batches, exactly as if they were one large batch, whatever their sizes.
@@ -205,7 +215,7 @@ class LRScheduler(Callback):
     `lrs` has the rate of every step so far. Raises `TypeError` for a scheduler in place of a function that makes one.
     """
     make_scheduler: Callable  # `make_scheduler(optimizer)`, for example `partial(StepLR, step_size=3)`
-    interval: str = "epoch"  # "epoch" or "step": when the scheduler makes a step
+    interval: Literal["epoch", "step"] = "epoch"  # when the scheduler makes a step
     monitor: str = "valid_loss"  # the metric that `ReduceLROnPlateau` looks at
 
     def __post_init__(self):
@@ -258,6 +268,10 @@ class OneCycle(LRScheduler):
         self.scheduler = None
         super().before_fit(trainer)
 
+    def after_batch(self, trainer):
+        if self.scheduler.last_epoch + 1 < self.scheduler.total_steps:  # the optimizer keeps the last rate
+            super().after_batch(trainer)
+
     def load_state_dict(self, state: dict):
         saved, now = state["scheduler"]["total_steps"], self.scheduler.total_steps
         if saved != now:
@@ -274,8 +288,7 @@ class LivePlot(Callback):
         if "IPython" not in sys.modules: return
         from IPython import display, get_ipython
         if not hasattr(get_ipython(), "kernel"): return  # a terminal with IPython has none
-        import pandas
-        figure = plot_loss_curves(pandas.DataFrame(trainer.history).to_dict("list"))
+        figure = plot_loss_curves(trainer.history)
         if self.handle is None:
             self.handle = display.display(figure, display_id=True)
         else:

@@ -66,8 +66,10 @@ def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: C
     report.error("label_dtype", y.dtype not in (torch.int64, torch.uint8), received)
     y = y[y != getattr(loss_fn, "ignore_index", -100)]
     if not len(y): return
+    advice = "no 255, which often marks pixels without a class: CrossEntropyLoss(ignore_index=255)"
     report.error("label_range", y.min() < 0 or y.max() >= shape[1],
-                 f"class indices from {y.min()} to {y.max()} for a model with {shape[1]} outputs")
+                 f"class indices from {y.min()} to {y.max()} for a model with {shape[1]} outputs",
+                 advice if y.max() == 255 else None)
 
 # %% ../nbs/3_training/33_checks.ipynb #d576f429
 _BINARY = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, nn.BCELoss, F.binary_cross_entropy)

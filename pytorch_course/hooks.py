@@ -84,6 +84,7 @@ class Hooks:
     callbacks: list[Callback]
     optimizer: Any
     accumulating: bool
+    epoch: int
     backward: Callable  # these three are set for each epoch
     update: Callable
     after_backward: list[Callable]

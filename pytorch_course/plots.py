@@ -8,6 +8,7 @@ __all__ = ['subplots', 'plot_images', 'plot_loss_curves', 'plot_regression']
 # %% ../nbs/1_basics/14_plots.ipynb #b0e9c840
 import io
 import math
+from typing import Any
 from PIL import Image
 import torch
 
@@ -55,10 +56,13 @@ def plot_images(
 
 # %% ../nbs/1_basics/14_plots.ipynb #43482622
 def plot_loss_curves(
-    results: dict[str, list[float]],  # as returned by `train`, or the table from `Trainer.fit`
+    results: dict[str, list[float]] | list[dict[str, float]] | Any,  # of `train`; `Trainer.history`, or its table
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
     "Loss and, where there is one, accuracy per epoch, training and test. Raises `ValueError` for an empty history."
-    epochs = range(1, len(results["train_loss"]) + 1)
+    if isinstance(results, list):  # a row per epoch
+        names = {name for row in results for name in row}
+        results = {name: [row.get(name, math.nan) for row in results] for name in names}
+    epochs = range(1, len(results.get("train_loss", ())) + 1)
     if not epochs: raise ValueError("no epochs to plot")
     has_accuracy = any(not math.isnan(accuracy) for accuracy in results.get("train_acc", []))
     kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + has_accuracy]

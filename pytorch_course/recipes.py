@@ -9,10 +9,11 @@ __all__ = ['OPTIMIZERS', 'SCHEDULES', 'fit']
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Literal
 import torch
 from torch import nn
 from .arguments import check_callbacks, check_trainer_arguments
-from .callbacks import BestWeights, EarlyStopping, OneCycle
+from .callbacks import BestWeights, EarlyStopping, LRScheduler, OneCycle
 from .checkpoints import CheckpointManager, Checkpoints
 from .checks import Checks
 from .hooks import Callback
@@ -32,8 +33,8 @@ def fit(
     valid_dataloader: Iterable | None = None,  # batches `(X, y)` to measure with, after every epoch
     *,
     epochs: int = 5,  # passes over the training data; with `resume`, those before the interruption count
-    lr: float = 1e-3,  # learning rate of Adam
-    schedule: str = "none",  # of the learning rate: `"onecycle"`, `"cosine"`; `"none"`: constant, unless `max_lr`
+    lr: float | None = None,  # learning rate of Adam; `None`: 0.001, or that of the optimizer
+    schedule: Literal["none", "onecycle", "cosine"] = "none",  # of the learning rate; constant without, unless `max_lr`
     max_lr: float | None = None,  # highest rate of the schedule; `None`: that of the optimizer
     loss_fn: Callable | None = None,  # `None`: `nn.CrossEntropyLoss()`
     optimizer: torch.optim.Optimizer | None = None,  # `None`: Adam
@@ -43,20 +44,24 @@ def fit(
     checkpoint_dir: str | Path | CheckpointManager | None = None,  # folder for checkpoints, which allow a resume
     resume: bool = False,  # continue from the newest checkpoint there, if there is one
     patience: int | None = None,  # stop after so many epochs without a lower loss; keep the best weights
-    precision: str = "fp32",  # or `"bf16"`, `"fp16"`: most of the computation in 16 bits
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",  # most of the computation in 32 or 16 bits
     channels_last: bool | None = None,  # memory format; `None`: what is faster; `False`: that of a plain loop
     compile: bool = False,  # compile the model; pays for long runs
-    ignore: Collection[str] = (),  # names of checks that are accepted, see `pytorch_course.checks.CHECKS`
+    ignore: Collection[str] = (),  # names of checks that are accepted, see `pytorch_course.data_checks.CHECKS`
     callbacks: Iterable[Callback] = (),  # further ones
     progress: bool = True,  # print a line per epoch, and in a terminal a bar within it
 ) -> Trainer:  # with the trained model and `history`, a row per epoch
     "Train with all good defaults: checks, exact resume, speed. Raises what `Trainer.fit` and the callbacks raise."
     if resume and checkpoint_dir is None: raise ValueError("resume=True needs a checkpoint_dir")
-    if schedule not in ("none", *SCHEDULES):
-        raise ValueError(f"schedule must be one of none, {', '.join(SCHEDULES)}, not {schedule!r}")
+    choices = (("schedule", schedule, ("none", *SCHEDULES)), ("precision", precision, ("fp32", "bf16", "fp16")))
+    for name, value, known in choices:
+        if value not in known: raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    if isinstance(lr, str): raise TypeError(f"lr must be a number, not {lr!r}")
+    if lr is not None and optimizer is not None: raise ValueError("lr is for fit's own Adam; give lr or optimizer")
     loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     check_trainer_arguments(model, loss_fn, optimizer, metrics)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if lr is None else lr) if optimizer is None else optimizer
+    own = check_callbacks(callbacks, Callback)
     chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), KeepMemory(), PrefetchToDevice()]
     chosen += [] if channels_last is False else [ChannelsLast()]
     chosen += [] if precision == "fp32" else [MixedPrecision(precision)]
@@ -69,9 +74,10 @@ def fit(
         monitor = "train_loss" if valid_dataloader is None else "valid_loss"
         chosen += [EarlyStopping(monitor, patience), BestWeights(monitor)]
     if schedule != "none" or max_lr is not None:
+        if any(isinstance(callback, LRScheduler) for callback in own):
+            raise ValueError("schedule (or max_lr) and a scheduler in callbacks would both set the learning rate")
         rates = [group["lr"] for group in optimizer.param_groups] if max_lr is None else max_lr
         chosen.append(SCHEDULES["onecycle" if schedule == "none" else schedule](rates))
-    chosen += check_callbacks(callbacks, Callback)
-    trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen, progress=progress)
+    trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen + own, progress=progress)
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer

@@ -30,6 +30,7 @@ class _SeededDataset(Dataset):
         self.dataset = dataset
         while type(dataset) is Subset:
             dataset = dataset.dataset
+        self.innermost = dataset
         self.in_batches = hasattr(dataset, "__getitems__")
         self.random = type(dataset) is not TensorDataset  # the one kind that surely draws nothing
 
@@ -40,10 +41,14 @@ class _SeededDataset(Dataset):
         samples = []
         for index in () if self.in_batches else indices:
             if self.random:
-                seed_generators(_sample_seed(indices.seed, index))
+                seed = _sample_seed(indices.seed, index)
+                seed_generators(seed)
+                _seed_own(self.innermost, derive_seed(seed, 1))
             samples.append(self.dataset[index])
         # for a dataset or a `collate_fn` that works on whole batches
-        seed_generators(derive_seed(_sample_seed(indices.seed, indices[0]), len(indices)))
+        seed = derive_seed(_sample_seed(indices.seed, indices[0]), len(indices))
+        seed_generators(seed)
+        _seed_own(self.innermost, derive_seed(seed, 1))
         return self._batch(indices) if self.in_batches else samples
 
     def _batch(self, indices: SeededIndices):
@@ -54,6 +59,16 @@ class _SeededDataset(Dataset):
             dataset = dataset.dataset
         indices.seed = seed
         return dataset.__getitems__(indices)  # type: ignore
+
+def _seed_own(place, seed: int):
+    "Seed the generators that an object keeps for itself."
+    for generator in getattr(place, "__dict__", {}).values():
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, random.Random):
+            generator.seed(seed)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(seed).state
 
 def _sample_seed(seed: int, index) -> int:
     number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
@@ -73,13 +88,7 @@ def _seed_samplers(loader, seed: int, epoch: int):
     seed_generators(seed)
     batch_sampler = getattr(loader, "batch_sampler", None)
     for place in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-        for generator in getattr(place, "__dict__", {}).values():
-            if isinstance(generator, torch.Generator):
-                generator.manual_seed(seed)
-            elif isinstance(generator, random.Random):
-                generator.seed(seed)
-            elif isinstance(generator, np.random.Generator):
-                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+        _seed_own(place, seed)
         if hasattr(place, "set_epoch"):
             place.set_epoch(epoch)  # type: ignore
 
@@ -153,7 +162,10 @@ class SeededDataLoader:
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
 
 class Reproducible(Callback):
-    "Everything random in a run is a function of the seed and of counters: epoch, sample index, step."
+    """Everything random in a run is a function of the seed and of counters: epoch, sample index, step.
+
+    With a `Checkpoints` (in `pytorch_course.checkpoints`) beside it, an interrupted run is resumed exactly.
+    """
     order = -1000  # the first to be called: whatever other callbacks draw begins at a known place
 
     def __init__(self, seed: int = 42):

@@ -66,7 +66,7 @@ def test_help_shows_every_parameter(name):
 def test_docstring_of_fit():
     text = pytorch_course.fit.__doc__
     first, rest = text.split("\n\nArgs:\n    model (nn.Module): moved to `device` and trained\n")
-    assert first.startswith("Train with all good defaults") and "    lr (float): learning rate of Adam\n" in rest
+    assert first.startswith("Train with all good defaults") and "    lr (float | None): learning rate of Adam; " in rest
     assert rest.endswith("\n\nReturns:\n    Trainer: with the trained model and `history`, a row per epoch")
     assert "Args:" not in inspect.getsource(pytorch_course.fit), "the source is as it was written"
 
