@@ -278,5 +278,6 @@ def create_dataloaders(
     train_dataset = dataset_class(train_dir, transform)
     test_dataset = dataset_class(test_dir, test_transform or transform)
     options: dict = dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
-    train, test = make_dataloaders(train_dataset, test_dataset, seed=seed, timeout=timeout, **options)
+    options |= dict(seed=seed, timeout=timeout)
+    train, test = make_dataloaders(train_dataset, test_dataset, **options)
     return train, test, train_dataset.classes

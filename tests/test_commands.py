@@ -331,7 +331,7 @@ def test_damaged_checkpoint_is_said_in_one_line(whole_run, command):
 def test_interrupted_before_the_first_step_leaves_nothing(tmp_path):
     make_images(tmp_path / "pets", per_class=2)
     line = [sys.executable, "-c", "import signal, sys, pytorch_course.image_cache as cache\n"
-            "cache.create_cached_dataloaders = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
+            "cache.decode_datasets = lambda *a, **k: signal.raise_signal(signal.SIGINT)\n"
             "from pytorch_course.going_modular import main; sys.exit(main(sys.argv[1:]))", *PETS]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60, preexec_fn=hear_ctrl_c)
     assert (done.returncode, done.stderr.strip()) == (130, "pytorch-course train: interrupted")
