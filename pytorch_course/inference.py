@@ -118,6 +118,7 @@ def _open_test_images(config: dict, info, data: str | None, test_dir: str | None
         known = f"it knows {len(places)} classes, such as {info.class_names[:10]}"
         raise ValueError(f"{dataset.root} has classes that the model does not know: {unknown[:10]}; {known}")
     dataset.samples = [(path, places[dataset.classes[index]]) for path, index in dataset.samples]
+    dataset.classes, dataset.targets = info.class_names, [index for _, index in dataset.samples]
     return dataset
 
 def _count_trained(config: dict, samples: list) -> int:
