@@ -93,8 +93,7 @@ def _begin(args: SimpleNamespace, dataloaders: list, folder: Path, config: dict)
         order = 1001  # after those that decide, and after a resume
         def before_fit(self, trainer):
             if trainer.epoch > args.epochs:
-                done = f"{trainer.epoch} epochs are done already, and --epochs is {args.epochs}"
-                raise ValueError(f"{done}; give a larger number")
+                raise ValueError(f"{trainer.epoch} epochs are done already; --epochs must be larger")
             runs.write_config(folder, config)
             line = runs.describe_performance(trainer.model, dataloaders, settings)
             print(f"speed   {line}", flush=True)
@@ -122,17 +121,13 @@ def _print_overlap(parts: SimpleNamespace) -> int:
     for name, loader in (("validation", parts.valid), ("test", parts.test)):
         samples = loader.dataset.samples if loader else []
         seen = count_shared(parts.train.dataset.samples, samples)
-        word, end = "overlap", "."
-        if seen == len(samples):
-            word, end = "WARNING", "; their accuracy says nothing about new images"
         if seen:
-            print(f"{word} {seen:,} of {len(samples):,} {name} images are training images{end}")
+            start = "WARNING all" if seen == len(samples) else "overlap"
+            print(f"{start} {seen:,} of {len(samples):,} {name} images are training images")
     return seen
 
 # %% ../nbs/06_going_modular.ipynb #b7d1f6a2
-def _print_result(
-    folder: Path, args: SimpleNamespace, parts, accuracy: float, epoch: int, seen: int
-):
+def _print_result(folder: Path, args, parts, accuracy: float, epoch: int, seen: int):
     "How good it is, how that was measured, where it is, and what to do next."
     test_samples = parts.test.dataset.samples
     how = ", measured once"

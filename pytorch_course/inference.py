@@ -80,25 +80,24 @@ def predict(
 ) -> int:
     "Classify images with a trained model. Exit status 1 if some could not be read; the others are printed."
     from pytorch_course import plots, save_load, tensors
-    paths, done, comma = _find_images(images), [], False
+    paths, done = _find_images(images), []
     if plot:
         _check_figure_file(Path(plot), paths)
     network, info = save_load.load_model(_find_model(model), tensors.pick_device(device), model_code)
     for start in range(0, len(paths), 32):
         for result in _predict_readable(network, info, paths[start:start + 32], topk):
             words = [f"{found['class']} {found['probability']:.1%}" for found in result.get("predictions", [])]
-            if json:
-                print("," if comma else "[", json_module.dumps(result), flush=True)
-            elif words:
-                print(result["path"], *words, sep="  ", flush=True)
-            done += [(result["path"], words[0])] if words else []
-            comma = True
+            if json or words:
+                values = f"{',' if done else '['} {json_module.dumps(result)}"
+                print(values if json else "  ".join([result["path"], *words]), flush=True)
+            done.append((result["path"], *words[:1]))
     if json:
         print("]")
-    if plot and done:
-        pixels = [save_load.open_image(path, draft=400) for path, _ in done[:40]]
-        plots.plot_images(pixels, [best for _, best in done[:40]], size=2).savefig(plot, dpi=150)
-    return int(len(done) < len(paths))
+    good = [answer for answer in done if len(answer) == 2]
+    if plot and good:
+        pixels = [save_load.open_image(path, draft=400) for path, _ in good[:40]]
+        plots.plot_images(pixels, [best for _, best in good[:40]], size=2).savefig(plot, dpi=150)
+    return int(len(good) < len(paths))
 
 # %% ../nbs/4_tools/50b_inference.ipynb #0c20cdc9
 def _open_test_images(config: dict, info, data: str | None, test_dir: str | None, root: str):
@@ -124,7 +123,7 @@ def _open_test_images(config: dict, info, data: str | None, test_dir: str | None
 def _count_trained(config: dict, samples: list) -> int:
     "How many of these images the run was trained on, as far as that can be known."
     from pytorch_course.splits import count_shared
-    with suppress(OSError, ValueError, KeyError):  # the training images may be gone
+    with suppress(OSError, ValueError, KeyError, AttributeError):  # settings or images may be gone
         return count_shared(open_parts(config | {"valid_dir": None, "test_dir": None}).train.samples, samples)
     return 0
 

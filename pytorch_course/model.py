@@ -212,8 +212,8 @@ def get_model_class(
     published = {net: f"torchvision:{net}" for net in models.list_models(models)}
     near = get_close_matches(own.lower(), [*_MODELS, *published], 1)
     proposal = f"; did you mean {published.get(near[0], near[0])}?" if near else ";"
-    classifiers = [net for net in list_models() if accepts_classes(_MODELS[net])]
-    known = ", ".join([*classifiers, "torchvision:resnet18 (or another)", "FILE.py:CLASS"])
+    known = ", ".join(net for net in list_models() if accepts_classes(_MODELS[net]))
+    known += ", torchvision:resnet18 (or another), FILE.py:CLASS"
     raise ValueError(f"unknown model {name!r}{proposal} choose one of {known}")
 
 def build_model(

@@ -223,10 +223,7 @@ def save_run(
     config: dict,  # as for `write_config`; with `patience`, the model is that of the best epoch
     tested: dict | None = None,  # `{"loss": ..., "acc": ...}`, measured once at the end
 ) -> int:  # the epoch of the model
-    """Write history.csv, curves.png, config.json, and when all that is there, model.pt.
-
-    Raises `ValueError` instead of saving a model whose loss is not finite.
-    """
+    "Write history.csv, curves.png, config.json, then model.pt. Raises `ValueError` if its loss is not finite."
     import pandas as pd
     from pytorch_course.files import atomic_write
     from pytorch_course.plots import plot_loss_curves
@@ -240,7 +237,7 @@ def save_run(
     with atomic_write(folder/"curves.png") as temporary:
         plot_loss_curves(table.to_dict("list")).savefig(temporary, dpi=150, format="png")
     if not all(isfinite(value) for name, value in info.metrics.items() if name.endswith("loss")):
-        raise ValueError(f"the loss is not finite: the model is useless and was not saved; try a smaller --learning_rate")
+        raise ValueError("the loss is not finite, and the model is useless: not saved; try a smaller --learning_rate")
     write_config(folder, {**config, "model_info": info.to_dict()})
     save_model(model, folder, "model.pt", info)
     return history[int(best)]["epoch"]

@@ -55,8 +55,7 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        file, own, _ = info.architecture.rpartition(".py:")
-        changed = f"; {file}.py may have changed since the training" if own else ""
+        changed = "; the Python file may have changed since training" * (".py:" in info.architecture)
         raise ModelFileError(f"{error} ({there_are}){changed}") from None
     if any(buffer.is_meta for buffer in model.buffers()):  # those that are not saved
         model = build_model(info.architecture, **kwargs)
@@ -82,12 +81,8 @@ def _plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
-def check_description(
-    model: nn.Module,  # as for `save_model`
-    info: ModelInfo,  # likewise
-    message: str = "info does not fit the model",  # begins the error
-) -> dict[str, torch.Tensor]:  # the weights as they are saved
-    "Do what loading will do, on a blank image. Raises `ValueError` in one line when that fails."
+def check_description(model: nn.Module, info: ModelInfo, message: str) -> dict[str, torch.Tensor]:
+    "The weights to save. Raises `ValueError`, `message` first, if they could not be loaded."
     weights = _plain_weights(model)
     try:
         _build(info, weights)
@@ -104,8 +99,7 @@ def save_model(
     "Save atomically. Raises `ValueError` for another ending, or if `info` does not fit the model."
     path = Path(target_dir)/model_name
     if info is None: return write_weights_file(path, _plain_weights(model))
-    failed = f"cannot save {path}: info does not fit the model"
-    weights = check_description(model, info, failed)
+    weights = check_description(model, info, f"cannot save {path}: info does not fit the model")
     header = {"format": _FORMAT, "info": info.to_dict()}
     if path.suffix != ".safetensors":
         return write_weights_file(path, {**header, "state_dict": weights})
