@@ -93,7 +93,7 @@ def _begin(args: SimpleNamespace, dataloaders: list, folder: Path, config: dict)
         order = 1001  # after those that decide, and after a resume
         def before_fit(self, trainer):
             if trainer.epoch > args.epochs:
-                raise ValueError(f"{trainer.epoch} epochs are done already; --epochs must be larger")
+                raise ValueError(f"{trainer.epoch} epochs are done already; raise --epochs")
             runs.write_config(folder, config)
             line = runs.describe_performance(trainer.model, dataloaders, settings)
             print(f"speed   {line}", flush=True)

@@ -207,7 +207,7 @@ def get_model_class(
     if source: return _find_in_file(source, own)
     key = own.lower().replace("_", "").replace("-", "")
     if key in _MODELS: return _MODELS[key]
-    if own.endswith(".py"): raise ValueError(f"{own} is a file; name the class, too: {own}:CLASS")
+    if own.endswith(".py"): raise ValueError(f"{own} is a file; name the class: {own}:CLASS")
     from torchvision import models
     published = {net: f"torchvision:{net}" for net in models.list_models(models)}
     near = get_close_matches(own.lower(), [*_MODELS, *published], 1)

@@ -55,7 +55,7 @@ def _build(info: ModelInfo, weights: dict[str, torch.Tensor]) -> nn.Module:
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        changed = "; the Python file may have changed since training" * (".py:" in info.architecture)
+        changed = ", or the file has changed since training" if ".py:" in info.architecture else ""
         raise ModelFileError(f"{error} ({there_are}){changed}") from None
     if any(buffer.is_meta for buffer in model.buffers()):  # those that are not saved
         model = build_model(info.architecture, **kwargs)
