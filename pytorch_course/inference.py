@@ -108,7 +108,7 @@ def _open_test_images(config: dict, info, data: str | None, test_dir: str | None
         parts = folders.find_parts(datasets.get_data(data, root))
         place = parts.get("test") or parts.get("valid") or parts.get("all")
     elif place is None and not config:
-        raise ValueError(f"no run beside the model that names test images; give --data or --test_dir")
+        raise ValueError("no run beside the model that names test images; give --data or --test_dir")
     if place and config.get("test_share") and os.path.realpath(place) == config["train_dir"]:
         place = None  # the run has split this folder; the other images were trained on
     dataset = folders.ImageFolder(place or open_parts(config).test, info.transform)

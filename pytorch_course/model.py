@@ -180,7 +180,7 @@ def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
     found: dict[str, Any] = {key: value for key, value in vars(module).items() if callable(value)}
     for key, value in found.items():
         if key.lower() == name.lower(): return value
-    own = [key for key, value in found.items() if getattr(value, "__module__", "") == module.__name__]
+    own = [key for key in found if getattr(found[key], "__module__", "") == module.__name__]
     raise ValueError(f"{file} has no class {name!r}; it has {', '.join(own) or 'none'}")
 
 def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
