@@ -70,26 +70,34 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     info = save_load.ModelInfo(architecture, kwargs, names, transform)
     pretrained = None if args.resume else args.pretrained  # the checkpoint has the weights
     model, text = transfer_weights.start_model(info, pretrained, args.freeze)
+    size = (transform.channels, transform.image_size, transform.image_size)
+    failed = f"{args.model} does not fit images of shape {size} and {len(names)} classes"
+    save_load.check_description(model, info, failed)
     if pretrained:
         print(f"weights {text}")
+    if args.hidden_units != 10 and "hidden_units" not in kwargs:  # 10: nothing was given
+        print(f"model   {args.model} has no hidden_units, so --hidden_units is ignored")
     return SimpleNamespace(
         name=config["name"], source=f"{folders}{split}, {kind}", config=config,
         train=train, valid=next(iter(valid), None), test=test, model=model, info=info,
     )
 
 # %% ../nbs/06_going_modular.ipynb #be886191
-def _print_performance(args: SimpleNamespace, dataloaders: list):
-    "A callback that says what makes this run fast, when all of it has been decided."
+def _begin(args: SimpleNamespace, dataloaders: list, folder: Path, config: dict):
+    "A callback that writes the settings and says what makes this run fast, when all is decided."
     from pytorch_course.trainer import Callback
     chosen = {"large JPEGs at reduced size": args.draft, "compiled": args.compile}
     settings = [args.precision, *(name for name in chosen if chosen[name])]
 
-    class PrintPerformance(Callback):
+    class Begin(Callback):
         order = 1001  # after those that decide, and after a resume
         def before_fit(self, trainer):
+            if trainer.epoch > args.epochs:
+                raise ValueError(f"{trainer.epoch} epochs are done already; raise --epochs")
+            runs.write_config(folder, config)
             line = runs.describe_performance(trainer.model, dataloaders, settings)
             print(f"speed   {line}", flush=True)
-    return PrintPerformance()
+    return Begin()
 
 # %% ../nbs/06_going_modular.ipynb #af2dfbaa
 def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
@@ -106,11 +114,22 @@ def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
     steps = f"{args.optimizer} with learning rate {args.learning_rate:g}{schedule}"
     print(f"device  {args.device}, seed {args.seed}, {steps}{', augmented' * args.augment}")
 
-def _print_result(folder: Path, args: SimpleNamespace, parts, accuracy: float, epoch: int):
-    "How good it is, how that was measured, where it is, and what to do next."
+def _print_overlap(parts: SimpleNamespace) -> int:
+    "A line about each other part with training images in it; how many are in the test part."
     from pytorch_course.splits import count_shared
+    seen = 0
+    for name, loader in (("validation", parts.valid), ("test", parts.test)):
+        samples = loader.dataset.samples if loader else []
+        seen = count_shared(parts.train.dataset.samples, samples)
+        if seen:
+            start = "WARNING all" if seen == len(samples) else "overlap"
+            print(f"{start} {seen:,} of {len(samples):,} {name} images are training images")
+    return seen
+
+# %% ../nbs/06_going_modular.ipynb #b7d1f6a2
+def _print_result(folder: Path, args, parts, accuracy: float, epoch: int, seen: int):
+    "How good it is, how that was measured, where it is, and what to do next."
     test_samples = parts.test.dataset.samples
-    seen = count_shared(parts.train.dataset.samples, test_samples)
     how = ", measured once"
     if parts.valid is None:
         told = "used to choose the epoch" if args.patience else "measured after every epoch"
@@ -121,6 +140,8 @@ def _print_result(folder: Path, args: SimpleNamespace, parts, accuracy: float, e
     files = ["history.csv", "curves.png", "config.json"] + ["steps.csv"] * bool(args.log_every)
     print(f"saved in {folder}: {model}, {', '.join(files)}")
     words = ["pytorch-course", "predict", str(folder/"model.pt"), test_samples[0][0]]
+    file, own, _ = args.model.rpartition(".py:")
+    words += ["--model_code", f"{file}.py"] if own else []
     print(f"next: {shlex.join(words)}")
 
 # %% ../nbs/06_going_modular.ipynb #20bbfafa
@@ -148,9 +169,8 @@ def _train(args: SimpleNamespace):
     label = f"{parts.name}-{parts.info.architecture.rpartition(':')[2]}"
     with runs.open_run(label, args.out, args.resume) as folder:
         _print_settings(args, parts)
-        if not args.resume:
-            runs.write_config(folder, config)
-        chosen: list = [_print_performance(args, [parts.train, measured])]
+        seen = _print_overlap(parts)
+        chosen: list = [_begin(args, [parts.train, measured], folder, config)]
         if args.log_every:
             chosen.append(callbacks.StepLogger(folder/"steps.csv", args.log_every))
         trainer = recipes.fit(
@@ -160,7 +180,7 @@ def _train(args: SimpleNamespace):
         tested = trainer.evaluate(parts.test)
         once = None if parts.valid is None else tested
         epoch = runs.save_run(folder, parts.model, parts.info, trainer.history, config, once)
-    _print_result(folder, args, parts, tested["acc"], epoch)
+    _print_result(folder, args, parts, tested["acc"], epoch, seen)
 
 # %% ../nbs/06_going_modular.ipynb #7aa69e30
 @runs.resumable

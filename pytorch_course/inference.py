@@ -8,23 +8,28 @@ __all__ = ['predict', 'evaluate']
 # %% ../nbs/4_tools/50b_inference.ipynb #2d6ac68e
 import json as json_module
 import os
-import shlex
 import sys
+import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from .command_line import NonNegativeInt, PositiveInt, user_message
+from .runs import open_parts, read_config, resume_command
 
 # %% ../nbs/4_tools/50b_inference.ipynb #b256c216
+def _refuse_address(name: str):
+    if "://" in name: raise ValueError(f"{name} is a web address; download the file first, then give its path")
+
 def _find_model(name: str) -> Path:
     "The model file; whether it can be read is found out later. Raises `ValueError` that says what to give instead."
-    if "://" in name: raise ValueError(f"{name} is a web address; download the file first, then give its path")
+    _refuse_address(name)
     path = Path(name)
     run = path.parent.parent if path.match("checkpoints/step-*.pt") else path
     model, runs = run/"model.pt", sorted(str(file.parent) for file in path.glob("*/model.pt"))
     if run != path or (any(run.glob("checkpoints/*.pt")) and not model.is_file()):
         what = "is a checkpoint, not a model file" if run != path else "is an unfinished run"
-        finish = f"finish the run: {shlex.join(['pytorch-course', 'train', '--resume', str(run)])}"
-        raise ValueError(f"{path} {what}; {f'use {model}' if model.is_file() else finish}")
+        advice = f"use {model}" if model.is_file() else f"finish the run: {resume_command(run)}"
+        raise ValueError(f"{path} {what}; {advice}")
     if runs and not model.is_file(): raise ValueError(f"no model.pt in {path}, but in {', '.join(runs)}; choose one")
     return model if path.is_dir() else path
 
@@ -32,13 +37,16 @@ def _find_model(name: str) -> Path:
 def _find_images(paths: list[str]) -> list[str]:
     "Files as they are, folders as the images in them, sorted. Raises `ValueError` if there is none."
     from pytorch_course.data import find_images
+    for path in paths:
+        _refuse_address(path)
+        if path.lower().endswith(".zip"): raise ValueError(f"{path} is an archive; unpack it, then give its folder")
     found = [image for path in paths for image in (find_images(path, Counter()) if os.path.isdir(path) else [path])]
     if not found: raise ValueError(f"no images in {', '.join(paths)}; expected files such as .jpg or .png")
     return found
 
 # %% ../nbs/4_tools/50b_inference.ipynb #bb43eb42
 def _predict_readable(model, info, paths: list[str], topk: int) -> list[dict]:
-    "Predictions as by `predict_images`; files that cannot be read are left out and named on the error output."
+    "As `predict_images`; a file that cannot be read gets `{'path': ..., 'error': ...}` and a line of error output."
     from pytorch_course import images, save_load
     try:
         return save_load.predict_images(model, info, paths, topk)
@@ -47,7 +55,7 @@ def _predict_readable(model, info, paths: list[str], topk: int) -> list[dict]:
             first = _predict_readable(model, info, paths[:half], topk)
             return first + _predict_readable(model, info, paths[half:], topk)
         print(f"pytorch-course predict: error: {user_message(error)}", file=sys.stderr)
-        return []
+        return [{"path": paths[0], "error": user_message(error)}]
 
 # %% ../nbs/4_tools/50b_inference.ipynb #335a04ce
 def _check_figure_file(path: Path, images: list[str]):
@@ -65,7 +73,7 @@ def predict(
     model: str,  # model.pt as saved by train, or the run's folder
     images: list[str],  # image files of any size and kind, or folders of images
     topk: PositiveInt = 1,  # show the K most probable classes
-    json: bool = False,  # print a JSON array instead of text
+    json: bool = False,  # print a JSON array instead of text, with an entry for each image
     plot: str | None = None,  # file for a figure of the first 40 images with their classes
     device: str = "cpu",  # cpu, cuda, mps ...; the CPU is fastest for a few images
     model_code: str | None = None,  # Python file with the class of an own model; it is run
@@ -78,37 +86,46 @@ def predict(
     network, info = save_load.load_model(_find_model(model), tensors.pick_device(device), model_code)
     for start in range(0, len(paths), 32):
         for result in _predict_readable(network, info, paths[start:start + 32], topk):
-            words = [f"{found['class']} {found['probability']:.1%}" for found in result["predictions"]]
-            values = f"{',' if done else '['} {json_module.dumps(result)}"
-            print(values if json else "  ".join([result["path"], *words]), flush=True)
-            done.append((result["path"], words[0]))
+            words = [f"{found['class']} {found['probability']:.1%}" for found in result.get("predictions", [])]
+            if json or words:
+                values = f"{',' if done else '['} {json_module.dumps(result)}"
+                print(values if json else "  ".join([result["path"], *words]), flush=True)
+            done.append((result["path"], *words[:1]))
     if json:
-        print("]" if done else "[]")
-    if plot and done:
-        pixels = [save_load.open_image(path, draft=400) for path, _ in done[:40]]
-        plots.plot_images(pixels, [best for _, best in done[:40]], size=2).savefig(plot, dpi=150)
-    return int(len(done) < len(paths))
+        print("]")
+    good = [answer for answer in done if len(answer) == 2]
+    if plot and good:
+        pixels = [save_load.open_image(path, draft=400) for path, _ in good[:40]]
+        plots.plot_images(pixels, [best for _, best in good[:40]], size=2).savefig(plot, dpi=150)
+    return int(len(good) < len(paths))
 
 # %% ../nbs/4_tools/50b_inference.ipynb #0c20cdc9
-def _open_test_images(model: Path, info, data: str | None, test_dir: str | None, root: str):
-    "The images that are asked for, else those of the model's run; class indices are the model's. Raises `ValueError`."
-    from pytorch_course import data as folders, get_data as datasets, runs
-    config = runs.read_config(model.parent) if (model.parent/"config.json").is_file() else {}
+def _open_test_images(config: dict, info, data: str | None, test_dir: str | None, root: str):
+    "The images that are asked for, else those of the run; class indices are the model's. Raises `ValueError`."
+    from pytorch_course import data as folders, get_data as datasets
     place = test_dir
     if data is not None:
         parts = folders.find_parts(datasets.get_data(data, root))
         place = parts.get("test") or parts.get("valid") or parts.get("all")
     elif place is None and not config:
-        raise ValueError(f"no run beside {model} that names test images; give --data or --test_dir")
+        raise ValueError("no run beside the model that names test images; give --data or --test_dir")
     if place and config.get("test_share") and os.path.realpath(place) == config["train_dir"]:
         place = None  # the run has split this folder; the other images were trained on
-    dataset = folders.ImageFolder(place or runs.open_parts(config).test, info.transform)
+    dataset = folders.ImageFolder(place or open_parts(config).test, info.transform)
     places = {name: index for index, name in enumerate(info.class_names)}
     if unknown := sorted({*dataset.classes} - {*places}):
         known = f"it knows {len(places)} classes, such as {info.class_names[:10]}"
         raise ValueError(f"{dataset.root} has classes that the model does not know: {unknown[:10]}; {known}")
     dataset.samples = [(path, places[dataset.classes[index]]) for path, index in dataset.samples]
+    dataset.classes, dataset.targets = info.class_names, [index for _, index in dataset.samples]
     return dataset
+
+def _count_trained(config: dict, samples: list) -> int:
+    "How many of these images the run was trained on, as far as that can be known."
+    from pytorch_course.splits import count_shared
+    with suppress(OSError, ValueError, KeyError, AttributeError):  # settings or images may be gone
+        return count_shared(open_parts(config | {"valid_dir": None, "test_dir": None}).train.samples, samples)
+    return 0
 
 # %% ../nbs/4_tools/50b_inference.ipynb #a58b70b0
 def evaluate(
@@ -121,18 +138,32 @@ def evaluate(
     num_workers: NonNegativeInt = 0,  # processes that read images
     device: str | None = None,  # cpu, cuda, mps ... (default: the best one there is)
     model_code: str | None = None,  # Python file with the class of an own model; it is run
+    skip_damaged: bool = False,  # leave out images that cannot be read, as the run did if it had this flag
 ):
     "Measure a trained model on test images. Prints a table, then saves the confusion matrix as a figure and as CSV."
     from torch.utils.data import DataLoader
-    from pytorch_course import data as folders, evaluation, save_load, tensors
+    from pytorch_course import data as folders, decoding, evaluation, save_load, tensors
     if data is not None and test_dir is not None: raise ValueError("give either --data or --test_dir, not both")
     file, best_device = _find_model(model), tensors.pick_device(device)
     network, info = save_load.load_model(file, best_device, model_code)
-    dataset = _open_test_images(file, info, data, test_dir, root)
-    figure_file = Path(plot) if plot else file.with_name("confusion_matrix.png")
-    _check_figure_file(figure_file, [path for path, _ in dataset.samples])
+    config = read_config(file.parent) if file.with_name("config.json").is_file() else {}
+    dataset = _open_test_images(config, info, data, test_dir, root)
+    figure_file, paths = Path(plot or file.with_name("confusion_matrix.png")), [path for path, _ in dataset.samples]
+    if plot:
+        _check_figure_file(figure_file, paths)
+    if skip_damaged or config.get("skip_damaged"):
+        decoding.decode_datasets(dataset, skip_damaged=True)
     dataloader = DataLoader(dataset, 64, num_workers=num_workers, **folders.worker_options(num_workers))
     result = evaluation.evaluate_model(network, dataloader, info.class_names, best_device)
-    text = f"{result}\n\ntest images: {dataset.root}\nconfusion matrix: {figure_file} and .csv"
-    print(json_module.dumps(result.to_dict(), indent=2) if json else text, flush=True)
-    result.save_matrix(figure_file)
+    seen = _count_trained(config, dataset.samples)
+    how = f"; {seen:,} of these {len(dataset):,} are training images" if seen else ""
+    numbers = json_module.dumps(result.to_dict() | {"training_images": seen}, indent=2)
+    print(numbers if json else f"{result}\n\ntest images: {dataset.root}{how}", flush=True)
+    try:
+        _check_figure_file(figure_file, paths)
+        result.save_matrix(figure_file)
+    except (OSError, ValueError) as error:
+        if plot: raise
+        warnings.warn(f"the figure was not saved: {user_message(error)}")
+    else:
+        print("" if json else f"confusion matrix: {figure_file} and .csv\n", end="")

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['ModelClass', 'LinearRegressionModel', 'LinearRegressionModelV2', 'NeuralNetwork', 'count_parameters', 'TinyVGG',
-           'Cifar10Net', 'Net', 'register_model', 'list_models', 'get_model_class', 'build_model', 'summary']
+           'Cifar10Net', 'Net', 'register_model', 'list_models', 'accepts_classes', 'get_model_class', 'build_model',
+           'summary']
 
 # %% ../nbs/02_model.ipynb #4385a135
 import inspect
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -155,6 +157,10 @@ def list_models() -> list[str]:
     "Names for `build_model`, sorted."
     return sorted(_MODELS)
 
+def accepts_classes(model_class: Callable) -> bool:
+    "Whether it can be built for a number of classes, as a classifier."
+    return not {"output_shape", "num_classes"}.isdisjoint(inspect.signature(model_class).parameters)
+
 # %% ../nbs/02_model.ipynb #c8599590
 @cache
 def _run_file(path: Path, changed: int) -> ModuleType:
@@ -170,16 +176,20 @@ def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
     "A class, or a function that returns a model, of a Python file, which is run for it."
     path = Path(file).resolve()
     if not path.is_file(): raise ValueError(f"no file {file}; an own model is FILE.py:CLASS")
-    members = vars(_run_file(path, path.stat().st_mtime_ns)).items()
-    found: dict[str, Any] = {key.lower(): value for key, value in members if callable(value)}
-    if name.lower() in found: return found[name.lower()]
-    raise ValueError(f"{file} has no class {name!r}; it has {', '.join(found) or 'none'}")
+    module = _run_file(path, path.stat().st_mtime_ns)
+    found: dict[str, Any] = {key: value for key, value in vars(module).items() if callable(value)}
+    for key, value in found.items():
+        if key.lower() == name.lower(): return value
+    own = [key for key in found if getattr(found[key], "__module__", "") == module.__name__]
+    raise ValueError(f"{file} has no class {name!r}; it has {', '.join(own) or 'none'}")
 
 def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
     "A function that builds a network of torchvision, with random weights."
     from torchvision import models
     known = models.list_models(models)
-    if name not in known: raise ValueError(f"torchvision has {', '.join(known)}, but no {name!r}")
+    if name not in known:
+        near = get_close_matches(name, known, 5) or ["resnet18", "mobilenet_v3_small"]
+        raise ValueError(f"torchvision has no {name!r}, but for example {', '.join(near)}")
     def build(output_shape: int = 1000, image_size: int = 224) -> nn.Module:
         options: dict = {"image_size": image_size} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):  # one output, and images as for the others
@@ -197,8 +207,14 @@ def get_model_class(
     if source: return _find_in_file(source, own)
     key = own.lower().replace("_", "").replace("-", "")
     if key in _MODELS: return _MODELS[key]
-    known = ", ".join([*list_models(), "torchvision:resnet18 (or another)", "FILE.py:CLASS"])
-    raise ValueError(f"unknown model {name!r}; choose one of {known}")
+    if own.endswith(".py"): raise ValueError(f"{own} is a file; name the class: {own}:CLASS")
+    from torchvision import models
+    published = {net: f"torchvision:{net}" for net in models.list_models(models)}
+    near = get_close_matches(own.lower(), [*_MODELS, *published], 1)
+    proposal = f"; did you mean {published.get(near[0], near[0])}?" if near else ";"
+    known = ", ".join(net for net in list_models() if accepts_classes(_MODELS[net]))
+    known += ", torchvision:resnet18 (or another), FILE.py:CLASS"
+    raise ValueError(f"unknown model {name!r}{proposal} choose one of {known}")
 
 def build_model(
     name: str,  # as for `get_model_class`; case, hyphens and underscores are ignored

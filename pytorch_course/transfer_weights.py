@@ -191,7 +191,12 @@ def start_model(
         def rename(name: str) -> str:
             name = re.sub(r"(denselayer\d+\.\w+)\.([12]\.)", r"\1\2", name)  # as torchvision does
             return f"old {name}" if name in old else name
-        report = load_weights(model, content, rename=rename)
+        try:
+            report = load_weights(model, content, rename=rename)
+        except ModelFileError:
+            there = (content.get("info") or {}).get("architecture", info.architecture)
+            if there == info.architecture: raise
+            raise ValueError(f"{path} holds another network than {info.architecture}; add --model {there}") from None
         fresh = [*report.missing_keys, *report.mismatched_shapes]
         text = f"{len(report.matched)} tensors from {path}; new: {shorten_list(fresh, 4) or 'none'}"
         if frozen and set(fresh) - set(head): raise ValueError(f"--freeze would keep random weights: {text}")

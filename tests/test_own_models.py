@@ -134,8 +134,8 @@ def test_errors_of_own_models_are_one_line(project):
     for name, expected in {
         "my_models.py:Large": "my_models.py has no class 'Large'; it has",
         "missing.py:Small": "no file missing.py; an own model is FILE.py:CLASS",
-        "my_models.py:Segment": "does not classify images (no num_classes)",
-        "torchvision:resnet19": "but no 'resnet19'",
+        "my_models.py:Segment": "does not classify images: its __init__ must accept num_classes",
+        "torchvision:resnet19": "torchvision has no 'resnet19'",
         "resnet18": "torchvision:resnet18",
     }.items():
         done = run("train", "--data", "colors", "--model", name)
