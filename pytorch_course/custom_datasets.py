@@ -62,7 +62,8 @@ class CustomImageDataset(ImageFolder):
         self.classes = list(found if classes is None else classes)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
         self.transform, self.target_transform = transform, target_transform
-        self.root, self.skipped, samples = str(img_dir), Counter(), []
+        self.root, self.skipped = str(img_dir), Counter()
+        samples = []
         for line, path, label in rows:
             index = int(label) if are_indices else self.class_to_idx.get(label, -1)
             if not 0 <= index < len(self.classes):
