@@ -99,7 +99,8 @@ def _describe_machine(device: torch.device) -> dict:
     }
 
 def _differences(before: dict, now: dict) -> str:
-    changed = [name for name in now if before.get(name) != now[name]]  # a checksum tells nobody anything
+    renamed = before.get("file names") != now.get("file names")  # a checksum tells nobody anything
+    changed = [name for name in now if before.get(name) != now[name] or (renamed and name == "samples")]
     values = {name: "have changed" if name == "file names" else f"{before.get(name)}, now {now[name]}" for name in changed}
     return ", ".join(f"{name} {values[name]}" for name in changed)
 

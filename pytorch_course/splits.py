@@ -44,8 +44,7 @@ def match_classes(
     "Give a part the class indices of the training part; warns of missing classes. `ValueError` for further ones."
     names, classes = dataset.classes, train_dataset.classes
     if further := sorted({*names} - {*classes}):
-        places = f"{dataset.root}, not in {train_dataset.root}"
-        raise ValueError(f"classes differ: {further} only in {places}; add images to train on, or remove these")
+        raise ValueError(f"classes differ: {further} only in {dataset.root}; add training images, or remove these")
     if missing := [name for name in classes if name not in names]:
         warnings.warn(f"no images of {', '.join(missing)} in {dataset.root}: trained on, but not measured there")
     dataset.classes, dataset.class_to_idx = classes, train_dataset.class_to_idx
