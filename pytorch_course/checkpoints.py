@@ -99,10 +99,10 @@ def _describe_machine(device: torch.device) -> dict:
     }
 
 def _differences(before: dict, now: dict) -> str:
-    renamed = before.get("file names") != now.get("file names")  # a checksum tells nobody anything
+    renamed = before.get("file names") != now.get("file names")  # these are checksums, which tell nobody anything
     changed = [name for name in now if before.get(name) != now[name] or (renamed and name == "samples")]
-    values = {name: "have changed" if name == "file names" else f"{before.get(name)}, now {now[name]}" for name in changed}
-    return ", ".join(f"{name} {values[name]}" for name in changed)
+    texts = {name: f"{name} {before.get(name)}, now {now[name]}" for name in changed}
+    return ", ".join(text if name != "file names" else "file names have changed" for name, text in texts.items())
 
 def _compare_facts(path: Path, extra: dict, facts: dict, resume: bool | str):
     "Raises `ValueError` or warns when the data or the machine are not what they were."

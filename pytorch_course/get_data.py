@@ -7,6 +7,7 @@ __all__ = ['IMDB', 'list_datasets', 'get_data']
 
 # %% ../nbs/2_data/25_get_data.ipynb #51804a43
 import glob
+import itertools
 import re
 import shutil
 import sys
@@ -121,7 +122,7 @@ def _unpack(path: Path, root: Path) -> Path:
     source = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     for folder in root.glob(f"{glob.escape(path.stem)}*"):
         if made_from(folder) == source: return folder
-    names = (f"{path.stem}-{n}" if n else path.stem for n in (0, *range(2, 10_000)))
+    names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
     folder = next(root/name for name in names if not (root/name).exists())
     with atomic_folder(folder, source) as temporary:
         if temporary:

@@ -19,11 +19,12 @@ import torch
 def _cjk_fonts() -> tuple[str, ...]:
     "Installed fonts with Chinese, Japanese and Korean letters; says once what to install if there is none."
     from matplotlib import font_manager
-    kinds = re.compile("CJK|simhei|msyh|PingFang|Hiragino|wqy|DroidSansFallback|msgothic|malgun|Arial ?Uni", re.IGNORECASE)
-    paths = [path for path in font_manager.findSystemFonts() if kinds.search(path)]
+    kinds = "(?i)CJK|simhei|msyh|PingFang|Hiragino|wqy|DroidSansFallback|msgothic|malgun|Arial ?Uni"
+    paths = [path for path in font_manager.findSystemFonts() if re.search(kinds, path)]
+    if not paths:
+        warnings.warn("no font for Chinese, Japanese or Korean letters; install one, such as fonts-noto-cjk")
     for path in paths:
         font_manager.fontManager.addfont(path)
-    if not paths: warnings.warn("no font for Chinese, Japanese or Korean letters; install one, such as fonts-noto-cjk")
     return tuple({font_manager.get_font(path).family_name for path in paths})
 
 def subplots(
