@@ -291,4 +291,5 @@ def create_dataloaders(
     test_dataset = dataset_class(test_dir, test_transform or transform)
     options: dict = dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
     options |= dict(seed=seed, timeout=timeout)
-    return *make_dataloaders(train_dataset, test_dataset, **options), train_dataset.classes
+    train, test = make_dataloaders(train_dataset, test_dataset, **options)
+    return train, test, train_dataset.classes

@@ -42,7 +42,7 @@ def subplots(
             with warnings.catch_warnings():
                 for text in self.findobj(Text):
                     if max(text.get_text(), default="") > "\u2e80":  # after the letters that Matplotlib's font has
-                        text.set_family(["sans-serif", *_cjk_fonts()])
+                        text.set_fontfamily(["sans-serif", *_cjk_fonts()])
                         warnings.filterwarnings("ignore", "Glyph .* missing")  # one for each letter
                 super().draw(renderer)
 
