@@ -117,7 +117,10 @@ def _describe_machine(device: torch.device) -> dict:
     }
 
 def _differences(before: dict, now: dict) -> str:
-    return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
+    renamed = before.get("file names") != now.get("file names")  # these are checksums, which tell nobody anything
+    changed = [name for name in now if before.get(name) != now[name] or (renamed and name == "samples")]
+    texts = {name: f"{name} {before.get(name)}, now {now[name]}" for name in changed}
+    return ", ".join(text if name != "file names" else "file names have changed" for name, text in texts.items())
 
 def _compare_facts(path: Path, extra: dict, facts: dict, resume: bool | str):
     "Raises `ValueError` or warns when the data or the machine are not what they were."
@@ -127,7 +130,7 @@ def _compare_facts(path: Path, extra: dict, facts: dict, resume: bool | str):
     if changes := _differences(before, now):
         message = f"the data have changed since {path} was saved: {changes}"
         if extra["trainer"]["batch_index"] and resume != "changed_data":
-            advice = 'resume="changed_data" (--changed_data) goes on with the data as they are now'
+            advice = 'add --changed_data (in Python: resume="changed_data") to go on with the data as they are now'
             raise ValueError(f"{message}; in the middle of an epoch that cannot be resumed exactly; {advice}")
         message = f"{message}; the result will differ from an uninterrupted run"
         warnings.warn(message, ResumeWarning, stacklevel=2)

@@ -176,6 +176,17 @@ def _named_parts(folder: Path) -> dict[str, Path]:
     return parts if is_split else {}
 
 # %% ../nbs/01_data.ipynb #421acedd
+def _describe_found(folder: Path) -> str:
+    "What is there instead of class folders."
+    inside = _folders(folder)
+    deeper = [path.name for place in inside for path in _folders(place)]
+    if deeper:
+        best = max(inside, key=lambda place: len(_folders(place)))
+        outer, inner = (", ".join(names[:4]) for names in ([path.name for path in inside], deeper))
+        return f"found {outer}, which hold folders: {inner}; give one of them alone, such as {best}"
+    are_images = any(_is_image(path.suffix.lower()) for path in folder.iterdir())
+    return "found images without class folders" if are_images else "found no class folders"
+
 def find_parts(
     folder: str | Path,  # with `train` and `test`, or with class folders, or around one of these
 ) -> dict[str, Path]:  # `train`, perhaps `valid` and `test`; or `all`: class folders, not split yet
@@ -193,7 +204,8 @@ def find_parts(
     for place in reversed(chain):
         if (classes := _folders(place)) and all(map(_has_files, classes)): return {"all": place}
     expected = "expected train/<class>/<images> and test/... (or val), or <class>/<images>"
-    raise FileNotFoundError(f"no train and test folders in {folder}, no class folders; {expected}")
+    raise FileNotFoundError(
+        f"no train and test folders in {folder}; {expected}; {_describe_found(chain[-1])}")
 
 def find_splits(
     folder: str | Path,  # as for `find_parts`

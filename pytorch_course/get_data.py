@@ -6,8 +6,11 @@
 __all__ = ['IMDB', 'list_datasets', 'get_data']
 
 # %% ../nbs/2_data/25_get_data.ipynb #51804a43
+import glob
+import itertools
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -91,7 +94,7 @@ def get_data(
     """
     root, path = Path(root), Path(name)
     if str(name) in _DATASETS: return _fill(str(name), root)
-    if path.is_file(): return _unpack(path, root/path.stem)
+    if path.is_file(): return _unpack(path, root)
     if path.is_dir() and str(name).strip():  # an empty name would be the current folder
         find_parts(path)
         return path
@@ -113,16 +116,21 @@ def _fill(name: str, root: Path) -> Path:
                 downloads.parent.rmdir()
     return root/name
 
-def _unpack(path: Path, folder: Path) -> Path:
-    "A local zip file as a folder; unpacked again, and replaced as a whole, only when the file has changed."
-    status, origin = path.stat(), str(path.resolve())
-    if not (made_from(folder) or f"{origin} ").startswith(f"{origin} "):
-        raise FileExistsError(f"{folder} was made from another source; remove it, or choose another root")
-    with atomic_folder(folder, f"{origin} {status.st_size} {status.st_mtime_ns}") as temporary:
+def _unpack(path: Path, root: Path) -> Path:
+    "A local zip file as a folder `photos`; when the file has changed, as a new one, `photos-2`, so that yours stays."
+    status = path.stat()
+    source = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    for folder in root.glob(f"{glob.escape(path.stem)}*"):
+        if made_from(folder) == source: return folder
+    names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
+    folder = next(root/name for name in names if not (root/name).exists())
+    with atomic_folder(folder, source) as temporary:
         if temporary:
             extract_zip(path, temporary)
             try:
                 find_parts(temporary)
             except FileNotFoundError as error:
                 raise FileNotFoundError(str(error).replace(str(temporary), str(path))) from None
+    kept = "" if folder.name == path.stem else f"; {root/path.stem}, made from something else, stays as it is"
+    print(f"unpacked to {folder}{kept}", file=sys.stderr)
     return folder

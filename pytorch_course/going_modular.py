@@ -52,9 +52,6 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     config = runs.find_data(vars(args))
     parts = runs.open_parts(config | {"seed": args.seed})
     channels, names = data.infer_channels(parts.train), parts.train.classes
-    if len(names) < 2:
-        place = parts.train.root
-        raise ValueError(f"{place} has a single class, {names[0]!r}; at least two are needed")
     architecture, kwargs, transform = runs.choose_model(
         args.model, channels, len(names), *sizes, args.pretrained)
     options: dict = dict(cache=not args.no_cache, draft=args.draft)
@@ -242,10 +239,10 @@ def doctor(
 ) -> int:
     "Check what would fail on this machine, and how to fix it. Exit status 1 if something would."
     from pytorch_course import get_data as datasets
-    from pytorch_course.doctor import diagnose, diagnose_images, print_report
+    from pytorch_course.doctor import diagnose, diagnose_images, diagnose_parts, print_report
     if data is None: return print_report(diagnose(".", root), json)
     folder = data if data and Path(data).is_dir() else datasets.get_data(data, root)
-    return print_report(diagnose_images(folder), json)
+    return print_report(diagnose_images(folder) + diagnose_parts(folder), json)
 
 # %% ../nbs/06_going_modular.ipynb #47982072
 def main(

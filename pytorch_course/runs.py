@@ -173,11 +173,15 @@ def open_parts(
 ) -> SimpleNamespace:  # `train`, `valid` (or `None`) and `test`, each an `ImageFolder`
     "Open the images of a run, the same parts each time. `ValueError` if no class has enough images for a split."
     from pytorch_course.data import ImageFolder
-    from pytorch_course.splits import split_samples
+    from pytorch_course.splits import match_classes, split_samples
     parts: dict = {part: ImageFolder(config[name]) if config.get(name) else None for part, name in _FOLDERS.items()}
+    whole = parts["train"]
+    if len(whole.classes) < 2:
+        raise ValueError(f"{whole.root} has a single class, {whole.classes[0]!r}; at least two are needed")
+    for part in filter(None, (parts["valid"], parts["test"])):
+        match_classes(part, whole)
     shares = {part: config[f"{part}_share"] for part in ("test", "valid") if config.get(f"{part}_share")}
     if shares:
-        whole = parts["train"]
         samples = split_samples(whole.samples, (1 - sum(shares.values()), *shares.values()), config["seed"])
         for part, kept in zip(("train", *shares), samples):
             parts[part] = ImageFolder(whole)

@@ -83,7 +83,8 @@ def test_own_folder_and_zip(command, tmp_path, mode):
     shutil.make_archive(str(tmp_path / "zipped pets"), "zip", tmp_path, "my pets")  # inside one more folder
     for data, name in (("my pets", "my pets-tinyvgg"), ("zipped pets.zip", "zipped pets-tinyvgg")):
         done = command("train", "--data", data, "--epochs", 1, "--image-size", 32, "--batch-size=4")
-        assert (done.status, done.err) == (0, "")
+        told = f"unpacked to {Path('data/zipped pets')}\n" if data.endswith("zip") else ""
+        assert (done.status, done.err) == (0, told)
         config = json.loads((tmp_path / "runs" / name / "config.json").read_text())
         assert config["model_info"]["class_names"] == ["cat", "dog"]
         assert config["model_info"]["transform"]["channels"] == (1 if mode == "L" else 3)

@@ -271,7 +271,8 @@ def test_resume_with_changed_data_in_the_middle_of_an_epoch(folder, tmp_path, re
         path.unlink()
     else:
         path.rename(path.with_name("repaired.png"))
-    with pytest.raises(ValueError, match=r'the data have changed .* resume="changed_data" \(--changed_data\)'):
+    advice = r'the data have changed .* add --changed_data \(in Python: resume="changed_data"\)'
+    with pytest.raises(ValueError, match=advice):
         train(folder, tmp_path/"run", True)
     with pytest.warns(UserWarning, match="the data have changed"):
         trainer = train(folder, tmp_path/"run", "changed_data")

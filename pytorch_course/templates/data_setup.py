@@ -3,6 +3,7 @@
 From lesson 01, Data (nbs/01_data.ipynb of pytorch_course), nbs/1_basics/13_images.ipynb (`open_image`) and
 nbs/2_data/29_augmentation.ipynb (the idea of `augment`); shorter, with the transforms of torchvision.
 """
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def open_image(path: str | Path) -> Image.Image:
                 image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # Pillow raises nearly anything on damaged files
-        raise ValueError(f"cannot read {path}: {error}") from None
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def find_images(path: Path) -> list[Path]:
@@ -53,11 +54,9 @@ class ImageFolder(Dataset):
         if not self.root.is_dir(): raise FileNotFoundError(f"no folder {root}")
         folders = [path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")]
         self.classes = sorted(path.name for path in folders)
-        self.samples = []
-        for target, name in enumerate(self.classes):
-            self.samples += [(path, target) for path in find_images(self.root / name)]
-        if not self.samples:
-            raise ValueError(f"no class folders in {root}; expected {root}/<class>/<image>")
+        images = {target: find_images(self.root / name) for target, name in enumerate(self.classes)}
+        self.samples = [(path, target) for target, paths in images.items() for path in paths]
+        if not self.samples: raise ValueError(f"no class folders in {root}; expected {root}/<class>/<image>")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -67,12 +66,25 @@ class ImageFolder(Dataset):
         return self.transform(open_image(path)), target
 
 
+def check_images(train_dataset: ImageFolder, test_dataset: ImageFolder) -> int:
+    "Open each image once. Raises `ValueError` for those that cannot be read; returns how many are in both data sets."
+    errors, hashes = [], []
+    for path, _ in train_dataset.samples + test_dataset.samples:
+        try:
+            open_image(path)
+        except ValueError as error:
+            errors.append(str(error))
+        hashes.append(hashlib.sha256(path.read_bytes()).digest())
+    if errors: raise ValueError(f"{len(errors)} damaged images; replace or remove them: {'; '.join(errors[:10])}")
+    known = set(hashes[:len(train_dataset)])
+    return sum(content in known for content in hashes[len(train_dataset):])
+
+
 def create_dataloaders(train_dir, test_dir, transform, batch_size: int, num_workers: int = 0, test_transform=None):
     "Training batches, test batches `X (N, C, H, W)`, `y (N,)`, and the class names."
     train_dataset = ImageFolder(train_dir, transform)
     test_dataset = ImageFolder(test_dir, test_transform or transform)
-    if train_dataset.classes != test_dataset.classes:
-        different = sorted(set(train_dataset.classes) ^ set(test_dataset.classes))
+    if different := sorted(set(train_dataset.classes) ^ set(test_dataset.classes)):
         raise ValueError(f"classes {different} are in only one of {train_dir} and {test_dir}; make them equal")
     options = dict(batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
     if num_workers:  # they stay from epoch to epoch, are no copies of a process with threads, cannot hang for ever

@@ -71,9 +71,8 @@ def train(
         batches = tqdm(train_dataloader, title, leave=False, disable=None)  # a bar, but only in a terminal
         numbers = train_step(model, batches, loss_fn, optimizer, device, scheduler)
         numbers += test_step(model, test_dataloader, loss_fn, device)
-        for loss in (numbers[0], numbers[2]):
-            if not math.isfinite(loss):
-                raise ValueError(f"the loss became {loss} in {title}; lower the learning rate")
+        if not math.isfinite(total := numbers[0] + numbers[2]):
+            raise ValueError(f"the loss became {total} in {title}; lower the learning rate")
         for name, number in zip(names, numbers):
             results[name].append(number)
         shown = "  ".join(f"{name} {column[-1]:.4f}" for name, column in results.items())

@@ -2,8 +2,6 @@
 
 Draws circles, squares and triangles, in a second and without a network. The idea is that of
 nbs/2_data/23_food_shapes.ipynb of pytorch_course; `pytorch-course scaffold --with_food_shapes` adds its pizzas.
-
-Example: python get_data.py
 """
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,9 +1,7 @@
 """The networks, and a table of their names.
 
 The classes are those of lesson 02, Model (nbs/02_model.ipynb of pytorch_course), letter for letter.
-
-Add your own: a class, or a function that returns a model, with a parameter `output_shape` or `num_classes`,
-and a line in `MODELS`. It may also take `input_shape` or `in_channels`, `hidden_units` and `image_size`.
+README.md says how to add your own.
 """
 import inspect
 

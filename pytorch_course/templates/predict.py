@@ -1,8 +1,6 @@
 """Print the most probable classes of images, also of all images in a folder.
 
 From lesson 06, Going modular (nbs/06_going_modular.ipynb of pytorch_course); model files are lesson 05, Save and load.
-
-Example: python predict.py some_image.jpeg
 """
 import argparse
 import sys
@@ -19,8 +17,7 @@ RUNS = Path(__file__).resolve().parent / "runs"
 def newest_model() -> Path:
     "The model that was trained last."
     files = sorted(RUNS.glob("*/model.pt"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f"no model in {RUNS}; run train.py first, or give --model_file")
+    if not files: raise FileNotFoundError(f"no model in {RUNS}; run train.py first, or give --model_file")
     return files[-1]
 
 

@@ -1,11 +1,10 @@
 """Train an image classifier; all of it goes into a new folder: runs/tinyvgg, runs/tinyvgg-2, ...
 
 From lesson 06, Going modular (nbs/06_going_modular.ipynb of pytorch_course), and nbs/4_tools/50_runs.ipynb.
-
-Example: python train.py --model tinyvgg --batch_size 32 --lr 0.001 --num_epochs 10
 """
 import argparse
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -55,8 +54,7 @@ def read_arguments() -> argparse.Namespace:
     saved = json.loads((args.resume / "config.json").read_text(encoding="utf-8"))
     parser.set_defaults(**saved)
     args = parser.parse_args()
-    fixed = set(saved) - CHANGEABLE | ({"num_epochs"} if args.schedule != "none" else set())
-    for name in sorted(fixed):
+    for name in sorted(set(saved) - CHANGEABLE | ({"num_epochs"} if args.schedule != "none" else set())):
         if getattr(args, name) != saved[name]:
             parser.error(f"--resume keeps the settings of the run; leave out --{name}")
     return args
@@ -70,8 +68,7 @@ def as_json(args: argparse.Namespace, class_names: list[str]) -> str:
 
 def make_scheduler(kind: str, optimizer, steps: int):
     "What sets the learning rate after every step."
-    if kind == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if kind == "cosine": return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     if kind == "onecycle":
         return lr_scheduler.OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=steps)
     return lr_scheduler.ConstantLR(optimizer, factor=1)
@@ -89,6 +86,7 @@ def main():
         args.num_workers, test_transform=data_setup.make_transform(**prepare))
     if args.class_names not in (None, class_names):
         raise ValueError(f"the classes of the run are {args.class_names}, but these images have {class_names}")
+    shared = data_setup.check_images(train_dataloader.dataset, test_dataloader.dataset)
     kwargs = model_builder.choose_arguments(args.model, 3, len(class_names), args.hidden_units, args.image_size)
     model = model_builder.MODELS[args.model](**kwargs).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
@@ -100,6 +98,7 @@ def main():
     results = utils.load_checkpoint(run / "checkpoint.pt", parts)["results"] if is_begun else None
     utils.write_file(run / "config.json", lambda file: file.write(as_json(args, class_names).encode()))
     counts = f"{len(train_dataloader.dataset)} training and {len(test_dataloader.dataset)} test images"
+    counts += f" ({shared} are training images, too)" if shared else ""
     print(f"{run}: {counts} of {len(class_names)} classes, on {device}")
 
     def save(results):
@@ -118,7 +117,9 @@ def main():
         command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
         print(f"\ninterrupted; go on with: {command}", file=sys.stderr)
         sys.exit(130)
-    best = min(range(len(results["test_loss"])), key=results["test_loss"].__getitem__)
+    if (lowest := min(results["test_loss"])) > 2 * math.log(len(class_names)):  # guessing has half of it
+        raise ValueError(f"the run diverged, its lowest test loss is {lowest:.3g}; use a lower --lr")
+    best = results["test_loss"].index(lowest)
     print(f"saved {run / 'model.pt'}: epoch {best + 1}, test accuracy {results['test_acc'][best]:.1%}")
 
 

@@ -86,11 +86,10 @@ def save_model(model, target_dir: str | Path, model_name: str, info: dict | None
 def load_model(path: str | Path, device="cpu"):
     "The model of a file or run folder in evaluation mode, and its description. Raises `ValueError` if it does not fit."
     path = Path(path, "model.pt") if Path(path).is_dir() else Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"no model file at {path}; train.py makes one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         info, weights = content["info"], content["state_dict"]
-    except FileNotFoundError:
-        raise
     except Exception:  # damaged files fail in many ways
         raise ValueError(f"{path} is not a model file of train.py, or it is damaged") from None
     name = info["architecture"]
