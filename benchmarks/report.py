@@ -148,7 +148,7 @@ def growth_section(growth: dict) -> str:
         rows.append([f"{size:,}", name, f"{time:.0f}", f"{peak:.0f}", f"{beyond:.0f}" if name == "ours" else ""])
     text = (
         "Steady epochs of W3 with more and more images, a fifth as many again to test on. The cache is a byte per "
-        "pixel and channel; what grows beyond it are mostly the names of files. `teaching`: the main process alone, "
+        "pixel and channel. `teaching`: the main process alone, "
         "without its workers."
     )
     figure = "![Time per image and peak memory against the number of images](growth.svg)"
