@@ -57,6 +57,66 @@ def test_editable_install_is_a_plain_path():
             assert Path(hook.read_text(encoding="utf-8").strip()).is_dir(), f"{hook} is no path: pip install -e . again"
 
 
+USER_SCRIPT = """\
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pytorch_course import Callback, ImageTransform, Trainer, build_model, create_cached_dataloaders, find_splits, fit
+from pytorch_course.callbacks import EarlyStopping
+from pytorch_course.get_data import get_data
+from pytorch_course.model import LinearRegressionModel, TinyVGG
+from pytorch_course.performance import ChannelsLast
+from pytorch_course.save_load import ModelInfo, load_model, save_model
+
+
+class Count(Callback):
+    batches = 0
+
+    def after_batch(self, trainer: Trainer) -> None:
+        super().after_batch(trainer)
+        self.batches += 1
+
+
+class Twice(Trainer):
+    def step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        return super().step(batch)
+
+
+def run(folder: Path) -> float:
+    transform = ImageTransform(image_size=28, channels=1)
+    train_dir, test_dir = find_splits(get_data("digits", folder))
+    train_dataloader, test_dataloader, names = create_cached_dataloaders(train_dir, test_dir, transform, batch_size=32)
+    model = build_model("tinyvgg", input_shape=1, hidden_units=16, output_shape=len(names), image_size=28)
+    trainer = fit(model, train_dataloader, test_dataloader, callbacks=[Count(), EarlyStopping(), ChannelsLast()])
+    save_model(trainer.model, folder, "model.pt", ModelInfo("tinyvgg", {"input_shape": 1}, names, transform))
+    network, info = load_model(folder / "model.pt", "cpu")
+    reveal_type(trainer)
+    reveal_type(trainer.history)
+    reveal_type(names)
+    reveal_type(train_dataloader)
+    reveal_type(TinyVGG(1, 10, len(names)))
+    reveal_type(Twice(LinearRegressionModel(), nn.L1Loss()).evaluate(test_dataloader))
+    reveal_type(info)
+    return float(trainer.history[-1]["valid_acc"])
+"""
+TYPES = {  # of what it reveals
+    "trainer": "Trainer", "trainer.history": "list[dict[", "names": "list[str]", "train_dataloader": "DataLoader[",
+    "TinyVGG(1, 10, len(names))": "TinyVGG", "evaluate(test_dataloader)": "dict[str, float]", "info": "ModelInfo",
+}
+
+
+@pytest.mark.parametrize("checker", ["mypy --strict --python-executable", "pyright --pythonpath"])
+def test_user_script_is_typed(tmp_path, checker):
+    "Outside of the repository, by what is installed: every import is found, and nothing of ours is untyped."
+    (tmp_path / "script.py").write_text(USER_SCRIPT, encoding="utf-8")
+    alone = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    printed = run(*checker.split(), sys.executable, "script.py", cwd=tmp_path, env=alone)
+    told = re.findall(r'(?:Revealed type|Type of ".*") is "(?:[\w.]+\.)?(.*)"', printed)
+    assert len(told) == len(TYPES) and all(map(str.startswith, told, TYPES.values())), printed
+
+
 def test_notebooks_keep_to_their_budget():
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
@@ -113,6 +173,8 @@ def test_pages_of_the_site_can_be_made(tmp_path):
     assert "imports and other code" not in done.stderr, done.stderr
     made = {path.relative_to(copy / "_proc") for path in (copy / "_proc").rglob("*.ipynb")}
     assert made == {path.relative_to(NBS) for path in style.notebooks()}
+    doubled = [path for path in made if "Args:" in (copy / "_proc" / path).read_text(encoding="utf-8")]
+    assert not doubled, "parameters are shown as comments already"
     assert (NBS / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
 
 

@@ -26,8 +26,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's 
 
 def ours(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iterator[tuple[float, float]]:
     "`train_cifar10_quickly` as it is; ends by itself."
-    from pytorch_course.recipes import train_cifar10_quickly
     from pytorch_course.trainer import Callback
+    from quick_net import train_cifar10_quickly
     import pandas  # noqa: F401  `fit` imports it
 
     class Report(Callback):
@@ -46,7 +46,7 @@ def standard(train_dir: str, test_dir: str, num_workers: int, seed: int) -> Iter
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
-    from pytorch_course.recipes import QuickNet
+    from quick_net import QuickNet
 
     torch.manual_seed(seed)
     model, start = QuickNet(), time.perf_counter()

@@ -31,7 +31,6 @@ MAX_COMPRESSION_RATIO = 200  # unpacked bytes per packed byte
 
 class ArchiveError(ValueError):
     "An archive that is refused; the message names it and says why."
-
 class _Member(NamedTuple):
     "One entry of an archive, of either kind."
     name: str

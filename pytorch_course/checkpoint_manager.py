@@ -6,8 +6,8 @@
 __all__ = ['ResumeWarning', 'CheckpointError', 'CheckpointManager']
 
 # %% ../nbs/3_training/37b_checkpoint_manager.ipynb #e982f19c
-import os
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -50,9 +50,7 @@ class _CheckpointFolder:
         """
         try:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            probe = Path(self.folder) / f".writable.{os.getpid()}.part"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.folder).close()
         except OSError as error:
             message = f"cannot write checkpoints to {self.folder}: {error.strerror}; choose another folder"
             raise CheckpointError(message) from None

@@ -6,10 +6,10 @@
 __all__ = ['Checkpoints', 'CheckpointError', 'CheckpointManager', 'ResumeWarning']
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #a41a1be9
-import signal
 import warnings
 import zlib
 from pathlib import Path
+import numpy as np
 import torch
 from torch import nn
 from .checkpoint_files import load_checkpoint
@@ -21,6 +21,22 @@ from .system import get_rank, get_world_size
 from .weights_files import to_plain_values
 
 _all_ = ["CheckpointError", "CheckpointManager", "ResumeWarning"]
+
+# %% ../nbs/3_training/38_checkpoints.ipynb #fc16ede7
+def _generators(trainer) -> list:
+    "The random generators that the trainer and its callbacks have as attributes."
+    values = [value for holder in (trainer, *trainer.callbacks) for value in vars(holder).values()]
+    return [value for value in values if isinstance(value, torch.Generator | np.random.Generator)]
+
+def _get_states(trainer) -> list:
+    return [g.get_state() if isinstance(g, torch.Generator) else g.bit_generator.state for g in _generators(trainer)]
+
+def _set_states(trainer, states: list):
+    for generator, state in zip(_generators(trainer), states):
+        if isinstance(generator, torch.Generator):
+            generator.set_state(state)
+        else:
+            generator.bit_generator.state = state
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #5ff56d99
 _STATEFUL = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
@@ -56,6 +72,7 @@ def _refuse_hidden(name: str, values: list | tuple | dict):
 def _check_state(trainer, found: tuple[Path, dict] | None):
     "Raises `ValueError` for a state that cannot be saved, and for other callbacks than in the checkpoint."
     stateful = _collect(trainer)["stateful"]
+    to_plain_values(_get_states(trainer), "states of random generators")
     for name, value in stateful.items():
         to_plain_values(value.state_dict(), name)
     for name, metric in trainer.metrics.items():
@@ -70,10 +87,9 @@ def _check_state(trainer, found: tuple[Path, dict] | None):
         message = f"the callbacks differ from those of {path}"
         raise ValueError(f"{message}: only there {saved or 'none'}, only here {new or 'none'}")
 
-def _frozen(models: dict) -> list[str]:
-    "Names of the parameters that are not trained."
-    named = [(f"{name}.{key}", p) for name, model in models.items() for key, p in model.named_parameters()]
-    return [name for name, parameter in named if not parameter.requires_grad]
+def _parameters(models: dict) -> dict[str, nn.Parameter]:
+    "The parameters of all models by name."
+    return {f"{name}.{key}": p for name, model in models.items() for key, p in model.named_parameters()}
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #a5261c64
 def _describe_data(loader) -> dict:
@@ -101,18 +117,25 @@ def _describe_machine(device: torch.device) -> dict:
     }
 
 def _differences(before: dict, now: dict) -> str:
-    return ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name])
+    renamed = before.get("file names") != now.get("file names")  # these are checksums, which tell nobody anything
+    changed = [name for name in now if before.get(name) != now[name] or (renamed and name == "samples")]
+    texts = {name: f"{name} {before.get(name)}, now {now[name]}" for name in changed}
+    return ", ".join(text if name != "file names" else "file names have changed" for name, text in texts.items())
 
-def _compare_facts(path: Path, extra: dict, facts: dict):
+def _compare_facts(path: Path, extra: dict, facts: dict, resume: bool | str):
     "Raises `ValueError` or warns when the data or the machine are not what they were."
     before, now = extra["data"], facts["data"]
     if before["classes"] != now["classes"]:
         raise ValueError(f"{path} is from a run on the classes {before['classes']}; the data have {now['classes']}")
     if changes := _differences(before, now):
         message = f"the data have changed since {path} was saved: {changes}"
-        if extra["trainer"]["batch_index"]:
-            raise ValueError(f"{message}; in the middle of an epoch that cannot be resumed")
+        if extra["trainer"]["batch_index"] and resume != "changed_data":
+            advice = 'add --changed_data (in Python: resume="changed_data") to go on with the data as they are now'
+            raise ValueError(f"{message}; in the middle of an epoch that cannot be resumed exactly; {advice}")
         message = f"{message}; the result will differ from an uninterrupted run"
+        warnings.warn(message, ResumeWarning, stacklevel=2)
+    if changes := _differences(extra.get("optimizer", facts["optimizer"]), facts["optimizer"]):
+        message = f"the run goes on with the optimizer in {path.name}, other settings are ignored: {changes}"
         warnings.warn(message, ResumeWarning, stacklevel=2)
     if changes := _differences(extra["machine"], facts["machine"]):
         message = f"saved with {changes}: the last digits may differ from those of an uninterrupted run"
@@ -123,34 +146,39 @@ class _Saving(Callback):
     "Save and restore a trainer."
     order = 1000  # the last one to be called
 
-    def __init__(self, folder: str | Path | CheckpointManager, resume: bool = False):
+    def __init__(self, folder: str | Path | CheckpointManager, resume: bool | str = False):
+        if resume not in (False, True, "changed_data"):
+            raise ValueError(f'resume must be True, False or "changed_data", not {resume!r}')
         self.manager = folder if isinstance(folder, CheckpointManager) else CheckpointManager(folder)
         self.resume = resume
         self.found: tuple[Path, dict] | None = None  # a checkpoint that is not restored yet
         self.facts: dict = {}
 
-    def find(self, trainer):
+    def find(self, trainer, resume: bool):
         "Find the newest checkpoint, and set the counters, before the first `before_fit` is called."
         machine = _describe_machine(trainer.device)
-        self.facts = {"data": _describe_data(trainer.train_dataloader), "machine": machine}
-        self.found = self.manager.latest() if self.resume else None
+        made = {"learning rate": [float(group["lr"]) for group in trainer.optimizer.param_groups]}
+        made = self.facts.get("optimizer", made)  # a schedule may have changed it since
+        self.facts = {"data": _describe_data(trainer.train_dataloader), "machine": machine, "optimizer": made}
+        self.found = self.manager.latest() if resume else None
         message = f"no checkpoint in {self.manager.folder} yet: the run begins at the beginning"
         if self.found:
             path, extra = self.found
-            _compare_facts(path, extra, self.facts)
+            _compare_facts(path, extra, self.facts, self.resume)
+            self.facts["optimizer"] = extra.get("optimizer", made)
             trainer.load_state_dict(extra["trainer"])
             message = f"resumed from {path.name}: epochs done {trainer.epoch}, batches done {trainer.batch_index}"
             if trainer.should_stop or trainer.epoch >= trainer.end_epoch:
                 message += "; nothing to do: the run has ended"
-        if self.resume and trainer.progress:
+        if resume and trainer.progress:
             print(message, flush=True)
 
     def save(self, trainer):
         "Save now, if this is the first process."
         content = _collect(trainer)
         extra = {"trainer": trainer.state_dict(), "steps": trainer.steps, **self.facts}
-        extra["stateful"] = list(content["stateful"])
-        extra["frozen"] = _frozen(content["models"])
+        extra |= {"stateful": list(content["stateful"]), "generators": _get_states(trainer)}
+        extra["frozen"] = [name for name, p in _parameters(content["models"]).items() if not p.requires_grad]
         if get_rank() == 0:
             self.manager.save(trainer.steps, **content, extra=extra)
 
@@ -163,34 +191,36 @@ class _Saving(Callback):
         modules = [module for model in content["models"].values() for module in model.modules()]
         modes = [module.training for module in modules]
         load_checkpoint(path, **content)
+        _set_states(trainer, extra.get("generators", []))
         for module, mode in zip(modules, modes):
             module.training = mode
-        for name, model in content["models"].items():
-            for key, parameter in model.named_parameters():
-                parameter.requires_grad_(f"{name}.{key}" not in extra["frozen"])
+        for name, parameter in _parameters(content["models"]).items():
+            parameter.requires_grad_(name not in extra["frozen"])
 
 # %% ../nbs/3_training/38_checkpoints.ipynb #c63545e9
 class Checkpoints(_Saving):
     """Save where a run stands; with `resume`, continue from there, to the last bit.
 
     `Checkpoints(folder, resume=False)`: a folder, or a `CheckpointManager` that says how often and how many. Ctrl-C and
-    SIGTERM finish the step and save. Raises `ValueError` when a checkpoint does not fit the run.
+    SIGTERM finish the step and save. Raises `ValueError` when a checkpoint does not fit the run. After a change of the
+    data in the middle of an epoch, `resume="changed_data"` draws the rest of the epoch from what is there now.
+    It needs a `Reproducible` (in `pytorch_course.reproducibility`) beside it.
     """
     shutdown: GracefulShutdown
-
-    def request_stop(self, number: int = signal.SIGINT):
-        "Save after this step and end the program, as Ctrl-C does."
-        self.shutdown.signal = number
+    ended_at = -1  # steps when the last `fit` ended; a further one simply goes on
 
     def around_fit(self, trainer, fit):
         if not any(isinstance(callback, Reproducible) for callback in trainer.callbacks):
-            raise ValueError("Checkpoints needs Reproducible(seed=...) beside it, or a resumed run would differ")
+            imported = "from pytorch_course.reproducibility import Reproducible"
+            raise ValueError(f"Checkpoints needs Reproducible beside it: {imported}; callbacks=[Reproducible(42), ...]")
         def fit_and_save():
             self.shutdown = GracefulShutdown()
-            self.manager.prepare(self.resume)
-            self.find(trainer)
+            goes_on = trainer.steps == self.ended_at
+            self.manager.prepare(bool(self.resume) or goes_on)
+            self.find(trainer, bool(self.resume) and not goes_on)
             with self.shutdown:
                 fit()
+                self.ended_at = trainer.steps
                 if self.shutdown.signal:
                     self.shutdown.exit("stopped when there was nothing left to do")
         return fit_and_save
@@ -210,8 +240,10 @@ class Checkpoints(_Saving):
 
     def around_step(self, trainer, step):
         if trainer.phase != "valid": return step
+        states = _get_states(trainer)
         def step_unless_stopped(batch):
             if self.shutdown.signal:
+                _set_states(trainer, states)
                 self.leave(trainer)  # the epoch is trained but not validated: validation starts again
             return step(batch)
         return step_unless_stopped

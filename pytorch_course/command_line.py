@@ -14,7 +14,8 @@ import re
 import sys
 import warnings
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Annotated, Literal, get_args, get_origin
 
 # %% ../nbs/4_tools/49_command_line.ipynb #769c9195
@@ -40,6 +41,7 @@ def _options(kind) -> dict:
     "What argparse has to know about a type."
     arguments = get_args(kind)
     if kind is bool: return {"action": "store_true"}
+    if bool in arguments: return {"nargs": "?", "const": True}  # `str | bool`: a word may follow the flag
     if get_origin(kind) is Literal: return {"choices": arguments}
     if get_origin(kind) is list: return {"nargs": "+"}
     if get_origin(kind) is Annotated: return {"type": arguments[1], "metavar": "N" if arguments[0] is int else "X"}
@@ -61,10 +63,26 @@ def _add_arguments(parser: argparse.ArgumentParser, function: Callable, aliases:
             parser.add_argument(*flags, **options)
 
 # %% ../nbs/4_tools/49_command_line.ipynb #c0111b33
+def _propose(message: str, flags: Iterable[str] = ()) -> str:
+    "The message, with the word that is nearest to the unknown one that it names."
+    choice = re.search(r"'([^']+)'\W+choose (?:from|one of) (.+)", message)
+    flag = re.search(r"(?<=unrecognized arguments: )--\w+", message)
+    near = get_close_matches(flag[0], flags, 1, 0.7) if flag else []  # all flags have the -- in common
+    near += get_close_matches(choice[1], re.findall(r"[\w-]+", choice[2]), 1) if choice else []
+    return f"{message}; did you mean {near[0]}?" if near else message
+
 class _Parser(argparse.ArgumentParser):
     "Errors in one line, exit status 2."
     def error(self, message: str):
+        message = _propose(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        "What is unknown is an error of the subcommand, which knows its flags."
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
 
 def make_parser(
     functions: list[Callable],  # one for each subcommand, parameters annotated and commented as here
@@ -76,7 +94,7 @@ def make_parser(
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for function in functions:
-        name, text = function.__name__.replace("_", "-"), inspect.getdoc(function) or ""
+        name, text = function.__name__.replace("_", "-"), (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
         command = commands.add_parser(name, help=text.partition(".")[0], description=text, allow_abbrev=False)
         command.set_defaults(run=function)
         _add_arguments(command, function, aliases)
@@ -117,7 +135,7 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        message = user_message(error)
+        message = _propose(user_message(error))
         expected = type(error).__name__ == "DataLoaderWorkerError" or "not enough memory" in message
         if isinstance(error, RuntimeError) and not expected: raise  # a bug, and its traceback is welcome
         print(f"{name}: error: {message}", file=sys.stderr)

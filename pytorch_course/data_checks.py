@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 from typing import TypeGuard
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 from .data import find_attributes
 from .seeds import preserve_rng_state
+from .weights_files import leaves
 
 # %% ../nbs/3_training/32_data_checks.ipynb #3099d3f2
 CHECKS = {
@@ -25,7 +25,6 @@ CHECKS = {
     "random_validation": "the same data each time: give the validation data a transform of their own",
     "overlap": "samples the model has never seen: split the data first, for example by split_dataset",
     "head": "as many outputs as classes: build the model with output_shape=len(class_names)",
-    "train_mode": "evaluation mode: model.eval(), or `with evaluation_mode(model):`",
     "lengths": "one label for every input: look at the data set's __getitem__ and at collate_fn",
     "float64": "the same type for the input and the weights: X = X.float()",
     "integer_input": "the same type: X = X.float(), for images X.float() / 255",
@@ -40,7 +39,6 @@ CHECKS = {
     "target_range": "0 (no) to 1 (yes); for several classes use CrossEntropyLoss and one output per class",
     "no_gradient": "a loss that depends on the weights: look for detach, .data, no_grad, argmax or frozen layers",
     "not_optimized": "all of them: make the optimizer after the model, or freeze some by requires_grad_(False)",
-    "constant_loss": "a different one for every batch: see whether the loss depends on the input",
     "non_finite": "finite numbers",
 }
 
@@ -113,8 +111,8 @@ _RANDOM = r"\b(?:Rand|ColorJitter|AutoAugment|TrivialAugment|AugMix|GaussianNois
 
 def _comparable(sample) -> list:
     "Tensors, arrays, images, numbers and strings in a sample, by value; other objects are all the same."
-    leaves = [leaf.double().numpy() if torch.is_tensor(leaf) else leaf for leaf in tree_leaves(sample)]
-    return [repr(leaf) if isinstance(leaf, (int, float, str)) else getattr(leaf, "tobytes", bytes)() for leaf in leaves]
+    parts = [part.double().numpy() if torch.is_tensor(part) else part for part in leaves(sample)]
+    return [repr(part) if isinstance(part, (int, float, str)) else getattr(part, "tobytes", bytes)() for part in parts]
 
 def _is_random(dataset) -> bool:
     "Do the first samples differ from one read to the next?"

@@ -13,12 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 # %% ../nbs/2_data/24_film_reviews.ipynb #f7540ea3
-def _read_rules(text: str) -> dict[str, str]:
-    "Rules from lines `name: option|option`; a line that begins with `|` continues the one above."
-    return dict(line.split(": ", 1) for line in text.strip().replace("\n|", "|").splitlines())
-
+# lines `name: option|option`; a line that begins with `|` continues the one above
 _RULES = files("pytorch_course").joinpath("film_reviews.txt").read_text(encoding="utf-8")
-GRAMMAR = {"very": "|||really |simply |truly |quite |so |rather "} | _read_rules(_RULES)
+GRAMMAR = {"very": "|||really |simply |truly |quite |so |rather "}
+GRAMMAR |= dict(line.split(": ", 1) for line in _RULES.strip().replace("\n|", "|").splitlines())
 
 # %% ../nbs/2_data/24_film_reviews.ipynb #e1c79c63
 class _Reviewer:

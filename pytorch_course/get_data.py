@@ -6,15 +6,18 @@
 __all__ = ['IMDB', 'list_datasets', 'get_data']
 
 # %% ../nbs/2_data/25_get_data.ipynb #51804a43
+import glob
+import itertools
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tqdm import tqdm
 from .archives import extract_tar, extract_zip
-from .data import find_splits, write_digits
+from .data import find_parts, find_splits, write_digits
 from .downloads import DownloadError, RemoteFile, download
 from .files import atomic_folder, made_from, progress_bar_options
 from .film_reviews import write_reviews
@@ -81,20 +84,21 @@ def list_datasets() -> list[str]:
 
 # %% ../nbs/2_data/25_get_data.ipynb #c4f77fe8
 def get_data(
-    name: str | Path = "digits",  # of `list_datasets()`, or a folder or zip file with `train/<class>/`, `test/<class>/`
+    name: str | Path = "digits",  # of `list_datasets()`, or a folder or zip file with class folders, split or not
     root: str | Path = "data",  # where named sets and unpacked archives are kept
-) -> Path:  # a folder in which `find_splits` finds the training and the test part
+) -> Path:  # a folder in which `find_parts` finds class folders
     """Get a data set onto the disk, unless it is there already; nothing incomplete is left behind.
 
-    Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a folder or archive without the
-    two parts, `DownloadError` when the network fails.
+    Raises `ValueError` for an unknown name or a bad archive, `FileNotFoundError` for a missing file or folder and for
+    one without class folders, `DownloadError` when the network fails.
     """
     root, path = Path(root), Path(name)
     if str(name) in _DATASETS: return _fill(str(name), root)
-    if path.is_file(): return _unpack(path, root/path.stem)
-    if path.is_dir():
-        find_splits(path)
+    if path.is_file(): return _unpack(path, root)
+    if path.is_dir() and str(name).strip():  # an empty name would be the current folder
+        find_parts(path)
         return path
+    if path.suffix or len(path.parts) > 1: raise FileNotFoundError(f"no {'file' if path.suffix else 'folder'} {name}")
     known = ", ".join(_DATASETS)
     raise ValueError(f"unknown data set {str(name)!r}; choose one of {known}, or give a folder or a zip file")
 
@@ -112,16 +116,21 @@ def _fill(name: str, root: Path) -> Path:
                 downloads.parent.rmdir()
     return root/name
 
-def _unpack(path: Path, folder: Path) -> Path:
-    "A local zip file as a folder; unpacked again, and replaced as a whole, only when the file has changed."
-    status, origin = path.stat(), str(path.resolve())
-    if not (made_from(folder) or f"{origin} ").startswith(f"{origin} "):
-        raise FileExistsError(f"{folder} was made from another source; remove it, or choose another root")
-    with atomic_folder(folder, f"{origin} {status.st_size} {status.st_mtime_ns}") as temporary:
+def _unpack(path: Path, root: Path) -> Path:
+    "A local zip file as a folder `photos`; when the file has changed, as a new one, `photos-2`, so that yours stays."
+    status = path.stat()
+    source = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    for folder in root.glob(f"{glob.escape(path.stem)}*"):
+        if made_from(folder) == source: return folder
+    names = (path.stem if n == 1 else f"{path.stem}-{n}" for n in itertools.count(1))
+    folder = next(root/name for name in names if not (root/name).exists())
+    with atomic_folder(folder, source) as temporary:
         if temporary:
             extract_zip(path, temporary)
             try:
-                find_splits(temporary)
+                find_parts(temporary)
             except FileNotFoundError as error:
                 raise FileNotFoundError(str(error).replace(str(temporary), str(path))) from None
+    kept = "" if folder.name == path.stem else f"; {root/path.stem}, made from something else, stays as it is"
+    print(f"unpacked to {folder}{kept}", file=sys.stderr)
     return folder

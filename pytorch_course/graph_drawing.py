@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from torch import Tensor, nn
 from .autograd import topological_sort
-from .graph_layout import GraphDrawing, GraphNode, draw_nodes, merge_nodes
+from .graph_layout import GraphDrawing, GraphNode, draw_nodes
 
 # %% ../nbs/3_training/30a_graph_drawing.ipynb #7c40024b
 def _inputs_of(fn):
@@ -82,8 +82,7 @@ def draw_graph(
     output: Tensor,  # the result whose graph is drawn, for example a loss
     params: Mapping[str, Tensor] | nn.Module | None = None,  # tensors by name, or a model
     *,
-    summarize: bool | None = None,  # merge the parameters of each layer; `None`: if there are more than 20 nodes
-    max_nodes: int = 40,  # the most nodes of a summary; a note counts the others
+    max_nodes: int = 40,  # the most nodes that are drawn, those nearest to `output`; a note counts the others
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
     """Draw what autograd recorded for `output`: leaves at the top, operations, the result at the bottom.
 
@@ -97,6 +96,4 @@ def draw_graph(
     nodes = _tensor_graph(output, named)
     titles = [node.lines[0][1] for node in nodes]
     description = f"Computation graph of {len(nodes)} nodes, inputs first: {', '.join(titles[:30])}."
-    if summarize or (summarize is None and len(nodes) > 20):
-        nodes = merge_nodes(nodes, max_nodes)
-    return draw_nodes(nodes, description, _unused_notes(output, named))
+    return draw_nodes(nodes, description, _unused_notes(output, named), max_nodes)

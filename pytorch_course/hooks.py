@@ -21,25 +21,25 @@ class Callback:
     order = 0  # callbacks with a lower number are called first, and their wrappers stand further outside
     state_attributes: tuple[str, ...] = ()  # what a checkpoint must keep: tensors, numbers, strings, lists
 
-    def before_fit(self, trainer):
+    def before_fit(self, trainer) -> None:
         "`trainer.epoch`, `trainer.steps` and `trainer.end_epoch` are known."
 
-    def before_epoch(self, trainer):
+    def before_epoch(self, trainer) -> None:
         "An epoch begins, or goes on after a resume."
 
-    def before_batch(self, trainer):
+    def before_batch(self, trainer) -> None:
         "`trainer.batch` is on the device; it may be replaced."
 
-    def after_backward(self, trainer):
+    def after_backward(self, trainer) -> None:
         "The gradients are there, the weights have not moved yet. Not called while gradients accumulate."
 
-    def after_batch(self, trainer):
+    def after_batch(self, trainer) -> None:
         "`trainer.loss`, `trainer.outputs`; `trainer.updated`: have the weights moved?"
 
-    def after_epoch(self, trainer):
+    def after_epoch(self, trainer) -> None:
         "Training and validation are done; `trainer.history[-1]` holds the metrics."
 
-    def after_fit(self, trainer):
+    def after_fit(self, trainer) -> None:
         "Training has ended, also early or with an error."
 
     def around_fit(self, trainer, fit: Callable) -> Callable:
@@ -70,7 +70,7 @@ class Callback:
         "Called when a run is resumed: after `before_fit`, in the middle of an epoch after `before_epoch`."
         vars(self).update(state)
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
         for name in vars(cls):
             if name.startswith(("before_", "after_", "around_", "on_")) and not hasattr(Callback, name):
@@ -84,6 +84,7 @@ class Hooks:
     callbacks: list[Callback]
     optimizer: Any
     accumulating: bool
+    epoch: int
     backward: Callable  # these three are set for each epoch
     update: Callable
     after_backward: list[Callable]
@@ -181,8 +182,17 @@ def metric_state(metric) -> dict:
     return metric.state_dict() if hasattr(metric, "state_dict") else dict(vars(metric))
 
 # %% ../nbs/3_training/30d_hooks.ipynb #67a95ac5
+class _Bar(tqdm):
+    "A bar that computes the mean loss of the last 50 batches only when it is drawn."
+    losses: Callable = list  # gives the losses so far
+
+    @property
+    def format_dict(self) -> dict:
+        recent = self.losses()[-50:]
+        return {**super().format_dict, "postfix": f"loss {torch.stack(recent).mean():.4f}" if recent else None}
+
 class ProgressBar(Callback):
-    "A bar within each epoch, in a terminal; a line with the metrics after it."
+    "A bar with the loss within each epoch, in a terminal; a line with the metrics after it."
     order = 100
 
     def before_epoch(self, trainer):
@@ -192,7 +202,8 @@ class ProgressBar(Callback):
         if trainer.phase != "train": return batches
         title = f"epoch {trainer.epoch + 1}/{trainer.end_epoch}"
         def with_bar(dataloader):
-            with tqdm(dataloader, title, initial=trainer.batch_index, **progress_bar_options()) as bar:
+            with _Bar(dataloader, title, initial=trainer.batch_index, mininterval=0.5, **progress_bar_options()) as bar:
+                bar.losses = lambda: trainer.meter.losses
                 yield from batches(bar)
         return with_bar
 

@@ -14,27 +14,24 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 import numpy as np
 import PIL
 import torch
-from torch.utils.data import DataLoader, default_collate, get_worker_info
-from tqdm import tqdm
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from . import __version__
 from .data import ImageFolder, create_dataloaders
-from .files import progress_bar_options, remove_stale_files
-from .images import ImageTransform, open_image
+from .decoding import decode_datasets, decode_files
+from .files import remove_stale_files
+from .images import ImageError, ImageTransform, open_image
 from .seeds import derive_seeds
-from .system import available_memory, cpu_count
+from .system import available_memory
 
 # %% ../nbs/2_data/28_image_cache.ipynb #bbb047ab
-_LARGE_FILE = 20_000  # bytes; from this size on several threads decode faster than one
-
 def _shared_bytes(shape: tuple[int, ...]) -> torch.Tensor:
     "Zeros, `uint8`, in memory that this process shares with its workers."
     return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
@@ -54,8 +51,6 @@ class _ImageStore:
 
     def __len__(self) -> int:
         return len(self.paths)
-    def _read(self, index: int) -> torch.Tensor:
-        return self.transform.resize(open_image(self.paths[index], self.draft))
     def _finish(self):
         "Called once, when the last image has been decoded."
 
@@ -64,34 +59,35 @@ class _ImageStore:
         indices: Sequence[int] | torch.Tensor,  # numbers of images, from 0
     ) -> torch.Tensor:  # `uint8 (len(indices), C, H, W)`, a copy
         "Some images, in this order; those that are missing are decoded first."
-        if self.pixels is None: return torch.stack([self._read(int(index)) for index in indices])
+        if self.pixels is None:
+            return torch.stack([self.transform.resize(open_image(self.paths[int(i)], self.draft)) for i in indices])
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        if not self.is_complete:
-            self._decode(chosen[self.decoded[chosen] == 0].tolist())
-            self.is_complete = bool(self.decoded.all())
-            if self.is_complete:
-                self._finish()
+        for error in self.decode(chosen).values():
+            raise error
         return self.pixels.index_select(0, chosen)
 
     def decode_all(self):  # itself
         "Decode now all that are missing, with a progress bar."
-        for part in tqdm(torch.arange(len(self)).split(64), "decoding", **progress_bar_options()):
-            self.get(part)
+        for error in self.decode(torch.arange(len(self)), progress=True).values():
+            raise error
         return self
 
-    def _decode(self, missing: list[int]):
-        if not missing: return
+    def decode(self, chosen: torch.Tensor, progress: bool = False) -> dict[str, ImageError]:  # path -> error
+        "Decode what is missing of the chosen images; without `pixels`, only look at them."
+        if self.is_complete: return {}
+        missing = chosen[self.decoded[chosen] == 0].tolist()
         pixels, decoded = np.asarray(self.pixels), np.asarray(self.decoded)  # the same memory, quicker to fill
-        def decode(index: int):
-            pixels[index] = self._read(index).numpy()
-            decoded[index] = 1  # only now
+        def store(position: int, image: Image.Image):
+            if self.pixels is None: return
+            pixels[missing[position]] = self.transform.to_array(image)
+            decoded[missing[position]] = 1  # only now
 
-        decode(missing[0])
-        if os.path.getsize(self.paths[missing[0]]) > _LARGE_FILE and get_worker_info() is None:
-            with ThreadPoolExecutor(min(8, cpu_count())) as pool:
-                list(pool.map(decode, missing[1:]))
-        else:
-            list(map(decode, missing[1:]))
+        options: dict = dict(draft=self.draft, channels=self.shape[1], progress=progress)
+        errors = decode_files([self.paths[i] for i in missing], store, **options)
+        self.is_complete = bool(self.decoded.all())
+        if self.is_complete:
+            self._finish()
+        return errors
 
 # %% ../nbs/2_data/28_image_cache.ipynb #a8361cf7
 _HEADER = 4096  # bytes at the beginning of the file: one page for the key
@@ -191,22 +187,14 @@ class ImageCache(_FileStore):
                 os.replace(self.temporary_path, self.path)
 
 # %% ../nbs/2_data/28_image_cache.ipynb #d1499b22
-@dataclass
-class CollatedBatch(Sequence):
-    "A whole batch that is also a sequence of its samples `(x, y)`, so that any `collate_fn` can work with it."
-    X: torch.Tensor  # `(N, ...)`
-    y: torch.Tensor  # `(N, ...)`
-
-    def __len__(self) -> int:
-        return len(self.y)
-    def __getitem__(self, index):
-        return self.X[index], self.y[index]
+class CollatedBatch(TensorDataset):
+    "A whole batch, `X` and `y`, that is also a sequence of its samples `(x, y)`, so that any `collate_fn` takes it."
 
 def collate_batch(
     samples: CollatedBatch | list,  # a whole batch, or a list of samples
 ) -> list:  # `[X, y]`, as from PyTorch's own function
     "For `DataLoader(..., collate_fn=collate_batch)`: a whole batch as it is, and anything else as PyTorch does it."
-    return [samples.X, samples.y] if isinstance(samples, CollatedBatch) else default_collate(samples)
+    return list(samples.tensors) if isinstance(samples, CollatedBatch) else default_collate(samples)
 
 # %% ../nbs/2_data/28_image_cache.ipynb #31c98efd
 class CachedImageFolder(ImageFolder):
@@ -228,7 +216,7 @@ class CachedImageFolder(ImageFolder):
         transform: Any = self.transform
         if type(transform) is not ImageTransform:
             raise ValueError(f"CachedImageFolder supports only ImageTransform, not {transform!r}; use ImageFolder")
-        return ImageCache([path for path, _ in self.samples], transform, self.root, **self.cache_options)
+        return ImageCache([path for path, _ in self.samples], transform, self.root + self.part, **self.cache_options)
     def _target(self, index: int):
         target = self.samples[index][1]
         return target if self.target_transform is None else self.target_transform(target)
@@ -243,6 +231,12 @@ class CachedImageFolder(ImageFolder):
         if type(self).__getitem__ is not CachedImageFolder.__getitem__:  # a subclass makes samples of its own
             return [self[index] for index in indices]
         return CollatedBatch(self._images(indices), default_collate([self._target(index) for index in indices]))
+
+    def fill_cache(self) -> dict[str, ImageError]:  # path -> error, of those that cannot be read
+        "Decode all images now."
+        if self.transform is not self.cache.transform or self.cache.paths != [path for path, _ in self.samples]:
+            self.cache = self._new_cache()
+        return self.cache.decode(torch.arange(len(self)), progress=True)
 
     def _images(self, indices: list[int]) -> torch.Tensor:
         "`(N, C, H, W)`, all turned from bytes to floats at once."
@@ -270,8 +264,12 @@ def create_cached_dataloaders(
     cache: bool | str | Path = True,  # as for `ImageCache`
     draft: bool = False,  # as for `ImageCache`
     budget_bytes: int | None = None,  # as for `ImageCache`, for each of the two folders
+    skip_damaged: bool = False,  # leave out images that cannot be read, with a warning
 ) -> tuple[DataLoader, DataLoader, list[str]]:  # training loader, test loader, class names
-    "`create_dataloaders` with a cache. `ValueError` for `augment` or `draft` without an `ImageTransform`, too."
+    """`create_dataloaders` with a cache; all images are decoded before it returns.
+
+    Raises `ImageError` that names all damaged images; `ValueError` for `augment` or `draft` without `ImageTransform`.
+    """
     is_cached = type(transform) is ImageTransform
     if not is_cached and (augment is not None or draft):
         raise ValueError(f"augment and draft need an ImageTransform, not {transform!r}; or add them to your transform")
@@ -280,5 +278,7 @@ def create_cached_dataloaders(
         train_dir, test_dir, transform, batch_size, num_workers, seed=seed, timeout=timeout,
         dataset_class=cached_folder if is_cached else ImageFolder, collate_fn=collate_batch,
     )
-    setattr(train_dataloader.dataset, "augment", augment)
+    datasets: Any = train_dataloader.dataset, test_dataloader.dataset
+    decode_datasets(*datasets, skip_damaged=skip_damaged)
+    datasets[0].augment = augment
     return train_dataloader, test_dataloader, class_names

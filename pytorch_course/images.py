@@ -6,6 +6,8 @@
 __all__ = ['MAX_PIXELS', 'ImageError', 'MissingImageError', 'open_image_header', 'open_image', 'ImageTransform']
 
 # %% ../nbs/1_basics/13_images.ipynb #cc6389af
+import importlib
+import io
 import math
 import os
 import warnings
@@ -27,33 +29,43 @@ class MissingImageError(ImageError, FileNotFoundError):
     "An image that is not there."
 
 # %% ../nbs/1_basics/13_images.ipynb #d001d92c
-MAX_PIXELS = 80_000_000  # 240 MB once decoded; anything above is a mistake or an attack
+MAX_PIXELS = 178_956_970  # 0.7 GB once decoded; Pillow refuses more as well, unless its MAX_IMAGE_PIXELS is raised
+_IS_SILENT = ("ignore", None, Image.DecompressionBombWarning, None, 0)  # an item of `warnings.filters`
+_ORIENTATION = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # where "stored sideways" may stand
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    "`image` as upright 8-bit RGB, decoded; a copy only where it has to be one."
+def _decode(image: Image.Image, mode: str) -> Image.Image:
+    "`image` as upright 8-bit `mode` (RGB or L), decoded; a copy only where it has to be one."
     if image.mode in ("I", "F"):
-        raise ImageError(f"pixels are stored as {image.mode!r} without a fixed range; convert to 8 or 16 bit first")
-    ImageOps.exif_transpose(image, in_place=True)
+        advice = "choose the values for black and white and save it with 8 or 16 bits"
+        raise ImageError(f"pixels are stored as {image.mode!r} without a fixed range; {advice}")
     image.load()
+    if hasattr(image, "tag_v2") or not _ORIENTATION.isdisjoint(image.info):  # for other files, this saves time
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode not in ("RGB", mode):
+        image = image.convert("RGB")  # by way of RGB, or an image with a palette would get other gray values
+    return image if image.mode == mode else image.convert(mode)
 
 @contextmanager
 def open_image_header(path: str | Path) -> Iterator[Image.Image]:
     "Open an image file: mode and size are known, the pixels are not decoded. Pillow's warning of large ones is off."
     # Not `catch_warnings` around each image: it makes Python forget which other warnings it has shown already.
-    if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
+    if _IS_SILENT not in warnings.filters:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    if os.fspath(path).lower().endswith((".heic", ".heif")):
+        importlib.import_module("pillow_heif").register_heif_opener()
     # Not by its name: Pillow 13 would map the file into memory, which scrambles gray TIFF files stored sideways.
-    with open(path, "rb") as file:
-        yield Image.open(file)
+    with open(path, "rb", buffering=0) as file:
+        content = file.read(2**16)  # a small file in one call to the system; Pillow would make one for each field
+        yield Image.open(io.BufferedReader(file) if file.read(1) else io.BytesIO(content))
 
 def open_image(
     path: str | Path,  # an image file in any format that Pillow reads, except those that are programs
     draft: int | None = None,  # decode a JPEG at 1/2, 1/4 or 1/8 of its size, but at least so many pixels high and wide
-) -> Image.Image:  # 8-bit RGB, upright
-    """Read an image file as upright 8-bit RGB.
+    mode: str = "RGB",  # or "L": gray
+) -> Image.Image:  # 8 bits, upright
+    """Read an image file as upright 8-bit RGB; the first frame of an animated one.
 
     Raises `ImageError` when the file is damaged, no image, of a pixel type without a fixed range, or larger than
     `MAX_PIXELS`, and `MissingImageError`, which is also a `FileNotFoundError`, when there is none; both name the file.
@@ -67,9 +79,11 @@ def open_image(
                 raise ImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,} are not accepted")
             if draft is not None:
                 image.draft(None, (draft, draft))  # other formats ignore it
-            return _to_rgb(image)
+            return _decode(image, mode)
     except UnidentifiedImageError:
         reason = "it is empty" if not Path(path).stat().st_size else "not an image in a format that Pillow knows"
+    except ImportError:
+        reason = "HEIC images need one more package: pip install pillow-heif"
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         reason = str(error) or type(error).__name__
     raise ImageError(f"cannot read {path}: {' '.join(reason.split())}")  # one line
@@ -101,12 +115,16 @@ class ImageTransform:
         "Prepare one image of any size and mode."
         return self.normalize(self.resize(image))
 
+    def to_array(self, image: Image.Image) -> np.ndarray:
+        "The image in its final size, `uint8 (C, H, W)`, as NumPy's array, which is quicker to make than a tensor."
+        mode, size = "L" if self.channels == 1 else "RGB", (self.image_size, self.image_size)
+        image = image if image.mode == mode else image.convert(mode)
+        image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(*size, self.channels).transpose(2, 0, 1)
+
     def resize(self, image: Image.Image) -> torch.Tensor:
         "The first half: the image in its final size, still in bytes, `uint8 (C, H, W)`."
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(image)).reshape(self.image_size, self.image_size, self.channels)
-        return pixels.permute(2, 0, 1).contiguous()
+        return torch.from_numpy(self.to_array(image).copy())
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         "The second half, for one image or a whole batch: `uint8 (..., C, H, W)` to normalized `float32`."

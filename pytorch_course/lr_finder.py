@@ -50,10 +50,8 @@ class LRRangeTest:
         ax.semilogx(self.lrs, smoothed, label="smoothed")
         if smoothed.argmin() > 0:
             ax.axvline(self.suggestion, color="gray", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
-        bottom, start = smoothed.min().item(), smoothed[0].item()
-        margin = max(start - bottom, 0.1 * abs(start), 1e-6)
         ax.set(title="Learning rate range test", xlabel="learning rate", ylabel="loss")
-        ax.set_ylim(bottom - 0.2 * margin, start + 0.6 * margin)  # the explosion needs no room
+        ax.set_ylim(top=1.6 * smoothed[0].item() - 0.6 * smoothed.min().item())  # the explosion needs no room
         ax.legend()
         return figure
 

@@ -4,18 +4,26 @@
 
 # %% auto #0
 __all__ = ['ModelClass', 'LinearRegressionModel', 'LinearRegressionModelV2', 'NeuralNetwork', 'count_parameters', 'TinyVGG',
-           'Cifar10Net', 'Net', 'register_model', 'list_models', 'get_model_class', 'build_model', 'summary']
+           'Cifar10Net', 'Net', 'register_model', 'list_models', 'accepts_classes', 'get_model_class', 'build_model',
+           'summary']
 
 # %% ../nbs/02_model.ipynb #4385a135
 import inspect
-from typing import TypeVar
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 import torch
 from torch import nn
 
 # %% ../nbs/02_model.ipynb #39c1b9d4
 class LinearRegressionModel(nn.Module):
     "A straight line `y = weights * x + bias`, parameters by hand; any shape in, the same out."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weights = nn.Parameter(torch.randn(1))
         self.bias = nn.Parameter(torch.randn(1))
@@ -25,7 +33,7 @@ class LinearRegressionModel(nn.Module):
 
 class LinearRegressionModelV2(nn.Module):
     "A straight line with a layer: `(N, 1)` in, `(N, 1)` out."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear_layer = nn.Linear(in_features=1, out_features=1)
 
@@ -118,7 +126,7 @@ class Cifar10Net(nn.Module):
 # %% ../nbs/02_model.ipynb #1fd4478d
 class Net(nn.Module):
     "Binary: `(N, 3, H, W)`, 14 pixels up, in; probabilities `(N, 1)` for `nn.BCELoss` out."
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 32, kernel_size=3)
         self.pool = nn.MaxPool2d(2)
@@ -149,18 +157,67 @@ def list_models() -> list[str]:
     "Names for `build_model`, sorted."
     return sorted(_MODELS)
 
+def accepts_classes(model_class: Callable) -> bool:
+    "Whether it can be built for a number of classes, as a classifier."
+    return not {"output_shape", "num_classes"}.isdisjoint(inspect.signature(model_class).parameters)
+
+# %% ../nbs/02_model.ipynb #c8599590
+@cache
+def _run_file(path: Path, changed: int) -> ModuleType:
+    "Run a Python file of the user's, once for each version of it."
+    spec = spec_from_file_location(f"own_{path.stem}", path)
+    if spec is None or spec.loader is None: raise ValueError(f"{path} is no Python file")
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    sys.path += [] if str(path.parent) in sys.path else [str(path.parent)]
+    spec.loader.exec_module(module)
+    return module
+
+def _find_in_file(file: str, name: str) -> Callable[..., nn.Module]:
+    "A class, or a function that returns a model, of a Python file, which is run for it."
+    path = Path(file).resolve()
+    if not path.is_file(): raise ValueError(f"no file {file}; an own model is FILE.py:CLASS")
+    module = _run_file(path, path.stat().st_mtime_ns)
+    found: dict[str, Any] = {key: value for key, value in vars(module).items() if callable(value)}
+    for key, value in found.items():
+        if key.lower() == name.lower(): return value
+    own = [key for key in found if getattr(found[key], "__module__", "") == module.__name__]
+    raise ValueError(f"{file} has no class {name!r}; it has {', '.join(own) or 'none'}")
+
+def _find_in_torchvision(name: str) -> Callable[..., nn.Module]:
+    "A function that builds a network of torchvision, with random weights."
+    from torchvision import models
+    known = models.list_models(models)
+    if name not in known:
+        near = get_close_matches(name, known, 5) or ["resnet18", "mobilenet_v3_small"]
+        raise ValueError(f"torchvision has no {name!r}, but for example {', '.join(near)}")
+    def build(output_shape: int = 1000, image_size: int = 224) -> nn.Module:
+        options: dict = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):  # one output, and images as for the others
+            options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+        return models.get_model(name, weights=None, num_classes=output_shape, **options)
+    return build
+
 # %% ../nbs/02_model.ipynb #bfeb3b3f
 def get_model_class(
-    name: str,  # one of `list_models()`; case, hyphens and underscores are ignored
-) -> type[nn.Module]:  # the class
+    name: str,  # one of `list_models()`, "torchvision:resnet18", or "FILE.py:CLASS": runs the file
+) -> Callable[..., nn.Module]:  # the class, or a function that builds the model
     "The class behind a name. Raises `ValueError` listing the known names."
-    key = str(name).lower().replace("_", "").replace("-", "")
-    if key not in _MODELS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
-    return _MODELS[key]
+    source, _, own = str(name).rpartition(":")
+    if source == "torchvision": return _find_in_torchvision(own)
+    if source: return _find_in_file(source, own)
+    key = own.lower().replace("_", "").replace("-", "")
+    if key in _MODELS: return _MODELS[key]
+    if own.endswith(".py"): raise ValueError(f"{own} is a file; name the class: {own}:CLASS")
+    from torchvision import models
+    published = {net: f"torchvision:{net}" for net in models.list_models(models)}
+    near = get_close_matches(own.lower(), [*_MODELS, *published], 1)
+    proposal = f"; did you mean {published.get(near[0], near[0])}?" if near else ";"
+    known = ", ".join(net for net in list_models() if accepts_classes(_MODELS[net]))
+    known += ", torchvision:resnet18 (or another), FILE.py:CLASS"
+    raise ValueError(f"unknown model {name!r}{proposal} choose one of {known}")
 
 def build_model(
-    name: str,  # one of `list_models()`; case, hyphens and underscores are ignored
+    name: str,  # as for `get_model_class`; case, hyphens and underscores are ignored
     **kwargs,  # arguments of the class, for example `input_shape=3, output_shape=10`
 ) -> nn.Module:  # with fresh random weights, on the CPU, in training mode
     "Build a model from its name. Raises `ValueError` for an unknown name or unfit arguments."

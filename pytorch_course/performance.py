@@ -19,6 +19,7 @@ from torch import nn
 from .arguments import evaluation_mode, to_device
 from .hooks import Callback
 from .seeds import preserve_rng_state
+from .weights_files import leaves
 
 # %% ../nbs/3_training/39_performance.ipynb #4fb357f7
 # the numbers of M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX in glibc's malloc.h
@@ -68,44 +69,39 @@ class MixedPrecision(Callback):
     def __init__(self, precision: str = "bf16"):  # or `"fp16"`
         if precision not in _DTYPES: raise ValueError(f'precision must be "bf16" or "fp16", not {precision!r}')
         self.precision = precision
-        self.scaler: torch.amp.GradScaler | None = None
+        self.scaler = torch.amp.GradScaler(enabled=False)  # changes nothing; fp16 gets another one
 
     def before_fit(self, trainer):
         device = trainer.device.type
         if self.precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(False):
             raise ValueError('this GPU has no instructions for bf16 (they came in 2020); use precision="fp16"')
-        if self.scaler is None and self.precision == "fp16":
+        if self.precision == "fp16" and not self.scaler.is_enabled():
             self.scaler = torch.amp.GradScaler(device)
 
     def around_step(self, trainer, step):
         return torch.autocast(trainer.device.type, dtype=_DTYPES[self.precision])(step)
 
     def around_backward(self, trainer, backward):
-        scaler = self.scaler
-        return backward if scaler is None else lambda loss: backward(scaler.scale(loss))
+        return lambda loss: backward(self.scaler.scale(loss))
 
     def after_backward(self, trainer):
-        if self.scaler:
-            self.scaler.unscale_(trainer.optimizer)
+        self.scaler.unscale_(trainer.optimizer)
 
     def around_update(self, trainer, update):
-        scaler = self.scaler
-        if scaler is None: return update
         def scaled_update():
-            scale = scaler.get_scale()
-            scaler.step(trainer.optimizer)
-            scaler.update()
-            trainer.updated = scaler.get_scale() >= scale  # a lower scale: an infinite gradient, and no step
-        return scaled_update
+            scale = self.scaler.get_scale()
+            self.scaler.step(trainer.optimizer)
+            self.scaler.update()
+            trainer.updated = self.scaler.get_scale() >= scale  # a lower scale: an infinite gradient, and no step
+        return scaled_update if self.scaler.is_enabled() else update
 
     def state_dict(self) -> dict:
-        return {"precision": self.precision, "scaler": self.scaler.state_dict() if self.scaler else {}}
+        return {"precision": self.precision, "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict):
         if state["precision"] != self.precision:
             raise ValueError(f"the checkpoint is from a run with {state['precision']}, not {self.precision}")
-        if self.scaler:
-            self.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["scaler"])
 
 # %% ../nbs/3_training/39_performance.ipynb #423ef33d
 def match_memory_format(optimizer: torch.optim.Optimizer):
@@ -128,17 +124,7 @@ def prefers_channels_last(model: nn.Module, device: torch.device, mixed: bool = 
 class ChannelsLast(Callback):
     "Train convolutional models in the memory format channels last. The last digits differ from the default format."
     order = -200
-
-    def __init__(self):
-        self.active: bool | None = None  # `None`: the first batch will show
-
-    def around_fit(self, trainer, fit):
-        def fit_and_restore():
-            try:
-                fit()
-            finally:
-                self.use(trainer, torch.contiguous_format)
-        return fit_and_restore
+    active: bool | None = None  # `None`: the first batch will show
 
     def before_fit(self, trainer):
         self.trainer = trainer
@@ -148,26 +134,22 @@ class ChannelsLast(Callback):
         if prefers:
             self.use(trainer, torch.channels_last)
 
-    def around_step(self, trainer, step):
-        if self.active is not None or trainer.phase != "train": return step
-        def first_try(batch):
-            if self.active is None:
-                self.try_format(trainer, batch)
-            return step(batch)
-        return first_try
-
-    def try_format(self, trainer, batch):
+    def before_batch(self, trainer):
         "A model that calls `view` fails, and gets the default format back. Other errors come again in the step."
+        if self.active is not None: return
         self.active = True
         try:
             with evaluation_mode(trainer.model), preserve_rng_state(device=trainer.device), torch.no_grad():
-                trainer.predict_step(batch)
+                trainer.predict_step(trainer.batch)
         except Exception as error:
             if not re.search("view size is not compatible|Cannot view a tensor", str(error)): return
             self.active = False
             self.use(trainer, torch.contiguous_format)
             message = "the model calls `view` on images, so it is trained in the default memory format, which is slower"
             warnings.warn(f"{message}; use `flatten` or `reshape` instead", stacklevel=2)
+
+    def after_fit(self, trainer):
+        self.use(trainer, torch.contiguous_format)
 
     def use(self, trainer, memory_format: torch.memory_format):
         trainer.model.to(memory_format=memory_format)
@@ -183,8 +165,7 @@ class ChannelsLast(Callback):
 # %% ../nbs/3_training/39_performance.ipynb #8a46dea4
 class Compile(Callback):
     "Compile the model at its first step. Raises `ValueError` when there is no C++ compiler to do it."
-    def __init__(self):
-        self.compiled = False
+    compiled = False
 
     def before_fit(self, trainer):
         if self.compiled: return
@@ -196,39 +177,24 @@ class Compile(Callback):
         self.compiled = True
 
 # %% ../nbs/3_training/39_performance.ipynb #04ca94cd
-def _tensors(batch) -> Iterator[torch.Tensor]:
-    "All tensors in a batch, however deep."
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, (dict, list, tuple)):
-        for value in batch.values() if isinstance(batch, dict) else batch:
-            yield from _tensors(value)
-
 def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterator:
     "On a CUDA device: copy each batch on a stream of its own while the one before it is computed with."
     stream = torch.cuda.Stream(device)
-    waiting = None
 
-    def arrived(batch, event):
-        torch.cuda.current_stream(device).wait_event(event)
-        for tensor in _tensors(batch):
-            if tensor.is_cuda:
-                tensor.record_stream(torch.cuda.current_stream(device))
-        return batch
+    def copy(batch):
+        with torch.cuda.stream(stream):
+            return to_device(batch, device), stream.record_event()
 
-    for batch in batches:
-        following = None
-        on_device = all(tensor.is_cuda for tensor in _tensors(batch))  # its memory may be used again for the next one
-        if not on_device:
-            with torch.cuda.stream(stream):
-                following = to_device(batch, device), stream.record_event()
-        if waiting:
-            yield arrived(*waiting)
-        if on_device:
-            yield batch
-        waiting = following
-    if waiting:
-        yield arrived(*waiting)
+    copies = map(copy, batches)
+    following = next(copies, None)
+    while following:
+        (batch, event), following = following, next(copies, None)  # the next copy begins
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(event)
+        for leaf in leaves(batch):
+            if getattr(leaf, "is_cuda", False):
+                leaf.record_stream(computing)
+        yield batch
 
 class PrefetchToDevice(Callback):
     "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."

@@ -6,12 +6,28 @@
 __all__ = ['subplots', 'plot_images', 'plot_loss_curves', 'plot_regression']
 
 # %% ../nbs/1_basics/14_plots.ipynb #b0e9c840
+import functools
+import re
+import warnings
 import io
 import math
+from typing import Any
 from PIL import Image
 import torch
 
 # %% ../nbs/1_basics/14_plots.ipynb #7d1d5ecc
+@functools.cache
+def _cjk_fonts() -> tuple[str, ...]:
+    "Installed fonts with Chinese, Japanese and Korean letters; says once what to install if there is none."
+    from matplotlib import font_manager
+    kinds = "(?i)CJK|simhei|msyh|PingFang|Hiragino|wqy|DroidSansFallback|msgothic|malgun|Arial ?Uni"
+    paths = [path for path in font_manager.findSystemFonts() if re.search(kinds, path)]
+    if not paths:
+        warnings.warn("no font for Chinese, Japanese or Korean letters; install one, such as fonts-noto-cjk")
+    for path in paths:
+        font_manager.fontManager.addfont(path)
+    return tuple({font_manager.get_font(path).family_name for path in paths})
+
 def subplots(
     rows: int = 1,  # rows of axes
     columns: int = 1,  # columns of axes
@@ -20,8 +36,17 @@ def subplots(
 ):  # the figure and its axes, as an array `(rows, columns)`
     "A Matplotlib figure that a notebook shows by itself and a script saves with `.savefig(path)`."
     from matplotlib.figure import Figure  # here, so that importing this module stays fast
+    from matplotlib.text import Text
     class NotebookFigure(Figure):
         "No pyplot, so no window and no global state; Jupyter asks for `_repr_png_`."
+        def draw(self, renderer):
+            with warnings.catch_warnings():
+                for text in self.findobj(Text):
+                    if max(text.get_text(), default="") > "\u2e80":  # after the letters that Matplotlib's font has
+                        text.set_fontfamily(["sans-serif", *_cjk_fonts()])
+                        warnings.filterwarnings("ignore", "Glyph .* missing")  # one for each letter
+                super().draw(renderer)
+
         def _repr_png_(self):
             drawn, small = io.BytesIO(), io.BytesIO()
             self.savefig(drawn, format="png")
@@ -55,10 +80,13 @@ def plot_images(
 
 # %% ../nbs/1_basics/14_plots.ipynb #43482622
 def plot_loss_curves(
-    results: dict[str, list[float]],  # as returned by `train`, or the table from `Trainer.fit`
+    results: dict[str, list[float]] | list[dict[str, float]] | Any,  # of `train`; `Trainer.history`, or its table
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
     "Loss and, where there is one, accuracy per epoch, training and test. Raises `ValueError` for an empty history."
-    epochs = range(1, len(results["train_loss"]) + 1)
+    if isinstance(results, list):  # a row per epoch
+        names = {name for row in results for name in row}
+        results = {name: [row.get(name, math.nan) for row in results] for name in names}
+    epochs = range(1, len(results.get("train_loss", ())) + 1)
     if not epochs: raise ValueError("no epochs to plot")
     has_accuracy = any(not math.isnan(accuracy) for accuracy in results.get("train_acc", []))
     kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + has_accuracy]

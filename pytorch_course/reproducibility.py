@@ -10,6 +10,7 @@ import random
 import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count, islice
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class _SeededDataset(Dataset):
         self.dataset = dataset
         while type(dataset) is Subset:
             dataset = dataset.dataset
+        self.innermost = dataset
         self.in_batches = hasattr(dataset, "__getitems__")
         self.random = type(dataset) is not TensorDataset  # the one kind that surely draws nothing
 
@@ -36,57 +38,31 @@ class _SeededDataset(Dataset):
         return len(self.dataset)  # type: ignore
 
     def __getitems__(self, indices: SeededIndices) -> list:
-        if not self.in_batches:
-            samples = [self._sample(index, indices.seed) for index in indices]
+        samples = []
+        for index in () if self.in_batches else indices:
+            if self.random:
+                seed = _sample_seed(indices.seed, index)
+                seed_generators(seed)
+                _seed_own(self.innermost, derive_seed(seed, 1))
+            samples.append(self.dataset[index])
         # for a dataset or a `collate_fn` that works on whole batches
-        seed_generators(derive_seed(_sample_seed(indices.seed, indices[0]), len(indices)))
+        seed = derive_seed(_sample_seed(indices.seed, indices[0]), len(indices))
+        seed_generators(seed)
+        _seed_own(self.innermost, derive_seed(seed, 1))
         return self._batch(indices) if self.in_batches else samples
 
     def _batch(self, indices: SeededIndices):
         "A whole batch; a subset passes the indices on, but would lose their seed."
-        dataset = self.dataset
-        seed = indices.seed
+        dataset, seed = self.dataset, indices.seed
         while type(dataset) is Subset:
             indices = SeededIndices(dataset.indices[index] for index in indices)
             dataset = dataset.dataset
         indices.seed = seed
         return dataset.__getitems__(indices)  # type: ignore
 
-    def _sample(self, index, seed: int):
-        if self.random:
-            seed_generators(_sample_seed(seed, index))
-        return self.dataset[index]
-
-def _sample_seed(seed: int, index) -> int:
-    number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
-    return derive_seed(seed, number)
-
-# %% ../nbs/3_training/34_reproducibility.ipynb #d28d4c1a
-class _FixedBatchSampler:
-    "A batch sampler whose lists are set from outside."
-    lists: list[SeededIndices] = []
-
-    def __iter__(self):
-        return iter(self.lists)
-
-    def __len__(self):
-        return len(self.lists)
-
-class _WorkerInit:
-    "Ignore Ctrl-C, wait five seconds after SIGTERM; then what the user wants at the start of a worker."
-    def __init__(self, user_init: Callable | None):
-        self.user_init = user_init
-
-    def __call__(self, worker: int):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, "alarm"):
-            signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # an alarm ends the process
-        if self.user_init:
-            self.user_init(worker)
-
-def _seed_attributes(place, seed: int):
-    "Seed the generators that a sampler keeps for itself."
-    for generator in vars(place).values():
+def _seed_own(place, seed: int):
+    "Seed the generators that an object keeps for itself."
+    for generator in getattr(place, "__dict__", {}).values():
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
         elif isinstance(generator, random.Random):
@@ -94,13 +70,25 @@ def _seed_attributes(place, seed: int):
         elif isinstance(generator, np.random.Generator):
             generator.bit_generator.state = type(generator.bit_generator)(seed).state
 
+def _sample_seed(seed: int, index) -> int:
+    number = index if isinstance(index, int) else zlib.crc32(repr(index).encode())  # some datasets have names
+    return derive_seed(seed, number)
+
+# %% ../nbs/3_training/34_reproducibility.ipynb #d28d4c1a
+def _init_worker(user_init: Callable | None, worker: int):
+    "Ignore Ctrl-C, wait five seconds after SIGTERM; then what the user wants at the start of a worker."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(5))  # an alarm ends the process
+    if user_init:
+        user_init(worker)
+
 def _seed_samplers(loader, seed: int, epoch: int):
-    "Seed the global generators, and those of the samplers of a loader."
+    "Seed the global generators, and those that a loader and its samplers keep for themselves."
     seed_generators(seed)
     batch_sampler = getattr(loader, "batch_sampler", None)
     for place in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-        if hasattr(place, "__dict__"):
-            _seed_attributes(place, seed)
+        _seed_own(place, seed)
         if hasattr(place, "set_epoch"):
             place.set_epoch(epoch)  # type: ignore
 
@@ -109,12 +97,12 @@ _ORDER, _SAMPLES = 1, 2  # purposes: the same numbers must not give the same dra
 # %% ../nbs/3_training/34_reproducibility.ipynb #0db88b1d
 _SAME = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context")
 
-def _seeded_loader(loader: DataLoader, batch_sampler: _FixedBatchSampler) -> DataLoader:
+def _seeded_loader(loader: DataLoader, batch_sampler: list[SeededIndices]) -> DataLoader:
     "The same loader, but for the batch sampler and the seeds. Workers get a time-out of 120 s if they have none."
     options = {name: getattr(loader, name) for name in _SAME}
     if loader.num_workers:
         options["timeout"] = loader.timeout or 120
-        options["worker_init_fn"] = _WorkerInit(loader.worker_init_fn)
+        options["worker_init_fn"] = partial(_init_worker, loader.worker_init_fn)
     return DataLoader(_SeededDataset(loader.dataset), batch_sampler=batch_sampler, **options)  # type: ignore
 
 class SeededDataLoader:
@@ -128,14 +116,13 @@ class SeededDataLoader:
         dataloader: DataLoader | Iterable,  # is not changed, but the generators of its samplers are seeded
         seed: int,  # from 0 to 2**64 - 1
     ):
-        self.dataloader = dataloader
-        self.seed = seed
+        self.dataloader, self.seed = dataloader, seed
         self.running = None
         self.set_position(0)
-        self.batch_sampler = _FixedBatchSampler()
+        self.lists: list[SeededIndices] = []  # the batch sampler of `loader`
         has_lists = isinstance(dataloader, DataLoader) and dataloader.batch_sampler is not None
         self.indexed = has_lists and not isinstance(dataloader.dataset, IterableDataset)  # type: ignore
-        self.loader = _seeded_loader(dataloader, self.batch_sampler) if self.indexed else dataloader  # type: ignore
+        self.loader = _seeded_loader(dataloader, self.lists) if self.indexed else dataloader  # type: ignore
 
     def __len__(self) -> int:
         return len(self.dataloader)  # type: ignore
@@ -149,8 +136,8 @@ class SeededDataLoader:
         _seed_samplers(self.dataloader, derive_seed(self.seed, _ORDER, self.epoch), self.epoch)
         if not self.indexed: return self._skip_batches()
         lists = islice(self.dataloader.batch_sampler, self.batch_index, None)  # type: ignore
-        self.batch_sampler.lists = [SeededIndices(indices) for indices in lists]
-        for indices in self.batch_sampler.lists:
+        self.lists[:] = [SeededIndices(indices) for indices in lists]
+        for indices in self.lists:
             indices.seed = derive_seed(self.seed, _SAMPLES, self.epoch)
         self.running = iter(self.loader)
         return self.running
@@ -160,10 +147,8 @@ class SeededDataLoader:
         batches = iter(self.loader)
         for number in count():
             seed_generators(derive_seed(self.seed, _SAMPLES, self.epoch, number))
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+            batch = next(batches, None)
+            if batch is None: return
             if number >= self.batch_index:
                 yield batch
 
@@ -177,7 +162,10 @@ class SeededDataLoader:
 _PURPOSES = ("before_fit", "before_epoch", "before_batch", "after_epoch", "train", "valid")
 
 class Reproducible(Callback):
-    "Everything random in a run is a function of the seed and of counters: epoch, sample index, step."
+    """Everything random in a run is a function of the seed and of counters: epoch, sample index, step.
+
+    With a `Checkpoints` (in `pytorch_course.checkpoints`) beside it, an interrupted run is resumed exactly.
+    """
     order = -1000  # the first to be called: whatever other callbacks draw begins at a known place
 
     def __init__(self, seed: int = 42):

@@ -38,10 +38,8 @@ def derive_seeds(
     *numbers: int | np.ndarray,  # numbers, or arrays of whole numbers, which broadcast; their order matters
 ) -> np.ndarray:  # `uint64`, from 0 to 2**32 - 1, in the broadcast shape, at least `(1,)`
     "Many seeds at once: `derive_seeds(seed, indices)[i] == derive_seed(seed, indices[i])`."
-    mixed = np.zeros(np.broadcast_shapes((1,), *(np.shape(number) for number in numbers)), np.uint64)
-    for number in numbers:
-        mixed = _mix(mixed, np.asarray(number).astype(np.uint64))
-    return mixed >> np.uint64(32)
+    arrays = [np.asarray(number).astype(np.uint64) for number in numbers]
+    return reduce(_mix, arrays, np.zeros(1, np.uint64)) >> np.uint64(32)
 
 # %% ../nbs/1_basics/10_seeds.ipynb #1cbb49c2
 def seed_generators(seed: int):

@@ -16,7 +16,7 @@ class GracefulShutdown:
     """Inside the block, Ctrl-C and SIGTERM are only noted in `signal`; a second one takes effect at once.
 
     Does nothing outside the main thread, where Python does not allow it, and for a signal that is ignored (`nohup`)."""
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal: int | None = None  # the one that was received
         self.handlers = {}
 

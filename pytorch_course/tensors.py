@@ -80,14 +80,10 @@ def pick_device(
     Raises `ValueError` when this computer has no device of that name."""
     available = _available_devices()
     if prefer is None or prefer == "auto": return torch.device(available[0].split(":")[0])
-    try:
-        device = torch.device(prefer)
-    except (RuntimeError, TypeError, ValueError):
-        device = None
     names = {*available, *(name.split(":")[0] for name in available), "cpu:0"}
-    if device is None or str(device) not in names:
+    if str(prefer) not in names:
         raise ValueError(f"device {str(prefer)!r} is not available, only {', '.join(available)}")
-    return device
+    return torch.device(prefer)
 
 # %% ../nbs/00_tensors.ipynb #2c6eeef2
 def seed_everything(

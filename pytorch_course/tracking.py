@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from .trainer import Callback
+from .weights_files import leaves
 
 # %% ../nbs/3_training/43_tracking.ipynb #f283c8df
 def image_batch(
@@ -19,13 +20,10 @@ def image_batch(
     max_images: int = 16,
 ) -> torch.Tensor | None:  # `(N, C, H + 2, W + 2)` in 0..1, on the CPU; `None` without images
     "The first images `(N, 1 or 3, H, W)` in a batch, in full brightness, each with a thin gray frame."
-    if isinstance(batch, dict):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        found = (image_batch(part, max_images) for part in batch)
-        return next((images for images in found if images is not None), None)
-    if not torch.is_tensor(batch) or batch.ndim != 4 or batch.shape[1] not in (1, 3): return None
-    X = batch[:max_images].detach().float().cpu()
+    tensors = (leaf for leaf in leaves(batch) if torch.is_tensor(leaf))
+    images = next((tensor for tensor in tensors if tensor.ndim == 4 and tensor.shape[1] in (1, 3)), None)
+    if images is None: return None
+    X = images[:max_images].detach().float().cpu()
     low, high = X.min(), X.max()
     return F.pad((X - low) / (high - low).clamp(min=1e-12), (1, 1, 1, 1), value=0.5)
 
@@ -98,12 +96,8 @@ class TensorBoard(Callback):
 
     def after_fit(self, trainer):
         if self.writers and self.hyperparameters and trainer.history:
-            from torch.utils.tensorboard.summary import hparams
             metrics = {f"final/{name}": value for name, value in trainer.history[-1].items() if name != "epoch"}
-            for record in hparams(self.hyperparameters, metrics):
-                self.writers[""].file_writer.add_summary(record)
-            for name, value in metrics.items():
-                self.writers[""].add_scalar(name, value, trainer.epoch)
+            self.writers[""].add_hparams(self.hyperparameters, metrics, run_name=".", global_step=trainer.epoch)
         for writer in self.writers.values():
             writer.close()
         self.writers = {}

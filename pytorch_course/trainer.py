@@ -45,11 +45,11 @@ class _Steps(Hooks):
         defaults = [History(), ProgressBar()] if progress else [History()]
         defaults += arguments.check_callbacks(callbacks, Callback)
         self.callbacks = sorted(defaults, key=lambda callback: callback.order)
-        self.history: list[dict] = []  # a row per epoch
+        self.history: list[dict[str, float]] = []  # a row per epoch
         self.phase: str | None = None  # "train", "valid", "evaluate" or "predict"
         vars(self).update(dict.fromkeys(self.counters, 0))
 
-    def step(self, batch):
+    def step(self, batch) -> torch.Tensor | tuple:
         "Override: forward pass and loss of a batch; `loss`, `(loss, outputs)` or `(loss, outputs, numbers)`."
         X, y = unpack_pair(batch)
         outputs = self.model(X)
@@ -93,6 +93,7 @@ class _Evaluation(_Steps):
         step = self.around("step", lambda batch: unpack_step(self.step(batch)))
         for batch in self.around("batches", self.batches)(dataloader):
             update_meter(meter, self, batch, *step(batch))
+        if not meter.losses and self.phase == "valid": raise arguments.no_batch("valid_dataloader", self.epoch)
         return meter.compute()
 
     def evaluate(self, dataloader: Iterable) -> dict[str, float]:
@@ -106,15 +107,21 @@ class _Evaluation(_Steps):
         arguments.check_in_order(dataloader)
         with self.in_phase("predict"):
             step = self.around("step", self.predict_step)
-            return join_outputs([step(batch) for batch in self.around("batches", self.batches)(dataloader)])
+            return join_outputs(step(batch) for batch in self.around("batches", self.batches)(dataloader))
 
-def join_outputs(outputs: list) -> torch.Tensor:
-    "One tensor in float32 or a wider type. Raises `TypeError` for outputs that are no tensors."
+def join_outputs(outputs: Iterable) -> torch.Tensor:
+    "One tensor in float32 or a wider type. Raises `TypeError` for no tensors, `ValueError` if there are none to join."
+    parts: list[torch.Tensor] = []
     for output in outputs:
         if not isinstance(output, torch.Tensor):
             kind = type(output).__name__
             raise TypeError(f"the model returns a {kind}; override Trainer.predict_step to return a tensor")
-    joined = torch.cat([output.cpu() for output in outputs])
+        parts.append(output)
+        if output.shape[1:] != parts[0].shape[1:]:
+            shapes = f"{tuple(parts[0].shape)} of the first batch and {tuple(output.shape)} of batch {len(parts)}"
+            raise ValueError(f"outputs {shapes} do not fit together; override Trainer.predict_step to pad them")
+    if not parts: raise arguments.no_batch("dataloader")
+    joined = torch.cat([part.cpu() for part in parts])
     return joined.float() if joined.dtype in (torch.bfloat16, torch.float16) else joined
 
 # %% ../nbs/3_training/31_trainer.ipynb #15ebfc78
@@ -135,6 +142,10 @@ class Trainer(_Evaluation):
         self.around("fit", self.fit_epochs)()
         import pandas  # here, because it takes half a second to import
         return pandas.DataFrame(self.history)
+
+    def __getstate__(self) -> dict:
+        "For `pickle`: without the functions that are made anew for each epoch."
+        return {name: value for name, value in vars(self).items() if name not in ("backward", "update")}
 
     def fit_epochs(self):
         "Train, validate, and tell the callbacks."
@@ -159,7 +170,7 @@ class Trainer(_Evaluation):
         self.model.train()
         self.optimizer.zero_grad()
         step = self.around("step", lambda batch: unpack_step(self.step(batch)))
-        self.backward = self.around("backward", torch.Tensor.backward)
+        self.backward = self.around("backward", arguments.backward)
         self.update = self.around("update", self.optimizer.step)
         self.after_backward = self.hooks("after_backward")
         before_batch = self.hooks("before_batch")
@@ -176,6 +187,7 @@ class Trainer(_Evaluation):
             self.batch_index += 1
             for hook in after_batch:
                 hook(self)
+        if not self.batch_index: raise arguments.no_batch("train_dataloader", self.epoch)
 
 # %% ../nbs/3_training/31_trainer.ipynb #02e16d69
 def copy_trainer(trainer: Trainer, callbacks: Iterable[Callback] = ()) -> Trainer:

@@ -1,6 +1,7 @@
 """The benchmark works: a tiny run in processes of its own, and its page; what a step of the trainer costs."""
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -58,6 +59,16 @@ def test_missing_peers_are_skipped_and_the_page_says_so(numbers):
         pytest.skip("all peers are installed")
     for name in missing:
         assert page.count(f"- `{name}` skipped: {name} is not installed") == 2
+
+
+def test_recipe_is_that_of_the_lesson(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import quick_net
+
+    lesson = json.loads((BENCHMARKS.parent / "nbs/3_training/46_recipes.ipynb").read_text(encoding="utf-8"))
+    cells = "\n".join("".join(cell["source"]) for cell in lesson["cells"])
+    for part in (quick_net.block, quick_net.QuickNet, quick_net.train_cifar10_quickly):
+        assert inspect.getsource(part).strip() in cells, part.__name__
 
 
 def test_goals_are_judged_by_the_median(monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate, random_split
 
-from pytorch_course import image_cache
+from pytorch_course import decoding
 from pytorch_course.augmentation import RandomFlipCrop
 from pytorch_course.checkpoints import CheckpointManager, Checkpoints
 from pytorch_course.data import ImageFolder
@@ -133,14 +133,11 @@ def test_target_transform_and_another_transform(original):
 def test_broken_images_are_named(images, num_workers):
     broken = images / "train" / "dog" / "04.png"
     broken.write_bytes(b"nothing")
-    loaders = [
-        create_cached_dataloaders(images / "train", images / "test", TRANSFORM, 16, num_workers, cache=cache)[0]
-        for cache in (True, False)
-    ]
     messages = []
-    for loader in loaders:
+    for cache in (True, False):
+        dataset = CachedImageFolder(images / "train", TRANSFORM, cache=cache)
         with pytest.raises(ImageError) as caught:
-            batches(loader)
+            batches(DataLoader(dataset, 16, num_workers=num_workers, collate_fn=collate_batch))
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and messages[0].startswith(f"cannot read {broken}: not ")
 
@@ -178,7 +175,7 @@ def test_budget_chooses_and_says(images, capsys):
 def test_second_program_decodes_nothing(images, monkeypatch):
     pixels = in_a_file(images).decode_all().get(range(90))
     assert hidden(images) == [CACHE_FILE]
-    monkeypatch.setattr("pytorch_course.image_cache.open_image", None)
+    monkeypatch.setattr("pytorch_course.decoding.open_image", None)
     again = in_a_file(images)
     assert again.is_complete and torch.equal(again.get(range(90)), pixels)
 
@@ -252,13 +249,13 @@ def test_without_a_place_it_decodes_each_time(images, capsys, monkeypatch):
 
 PROGRAM = """
 import hashlib, sys, time
-from pytorch_course import image_cache
+from pytorch_course import decoding, image_cache
 from pytorch_course.images import ImageTransform
-seconds, read = float(sys.argv[2]), image_cache.open_image
-def open_image(path, draft=None):
+seconds, read = float(sys.argv[2]), decoding.open_image
+def open_image(*arguments):
     time.sleep(seconds)
-    return read(path)
-image_cache.open_image = open_image
+    return read(*arguments)
+decoding.open_image = open_image
 cache = image_cache.CachedImageFolder(sys.argv[1], ImageTransform(image_size=16), budget_bytes=0).cache
 print("begin", cache.is_complete, flush=True)
 sys.stdin.readline()
@@ -453,7 +450,7 @@ def photos(tmp_path):
     for seed, path in enumerate(paths):
         noise = np.random.default_rng(seed).integers(0, 256, (200, 200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path)
-        assert path.stat().st_size > image_cache._LARGE_FILE
+        assert path.stat().st_size > decoding._LARGE_FILE
     return paths
 
 
@@ -462,9 +459,9 @@ def test_no_process_is_started_and_no_thread_stays(photos, images, monkeypatch):
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", refuse)
-    monkeypatch.setattr(image_cache, "cpu_count", lambda: 4)
-    used, read = set(), image_cache.open_image
-    monkeypatch.setattr(image_cache, "open_image", lambda *args: used.add(threading.get_ident()) or read(*args))
+    monkeypatch.setattr(decoding, "cpu_count", lambda: 4)
+    used, read = set(), decoding.open_image
+    monkeypatch.setattr(decoding, "open_image", lambda *args: used.add(threading.get_ident()) or read(*args))
     ImageCache(paths_of(images / "train"), TRANSFORM, images / "train").get(range(90))
     assert used == {threading.get_ident()}
     threads = threading.active_count()
@@ -474,7 +471,7 @@ def test_no_process_is_started_and_no_thread_stays(photos, images, monkeypatch):
 
 
 def test_a_broken_photo_is_named_and_the_others_are_decoded(photos, monkeypatch):
-    monkeypatch.setattr(image_cache, "cpu_count", lambda: 2)
+    monkeypatch.setattr(decoding, "cpu_count", lambda: 2)
     photos[5].write_bytes(b"nothing")
     cache = ImageCache(photos, TRANSFORM, photos[0].parent)
     with pytest.raises(ImageError, match="5.jpg"):

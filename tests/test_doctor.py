@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from pytorch_course.data import write_digits
 from pytorch_course.doctor import Finding, diagnose, format_report, print_report
 from pytorch_course.doctor import _ask_process as ask_process, _judge_facts as judge_facts
+from pytorch_course.doctor import _look_at_packages as look_at_packages
+from pytorch_course.going_modular import main
 
 ALWAYS = {"python", "pytorch_course", "torch", "torchvision", "numpy", "pillow", "torch for torchvision"}
-ALWAYS |= {"shadowed modules", "import torch", "device cpu", "best device", "import torchvision", "workers", "cores"}
+ALWAYS |= {"shadowed modules", "import torch", "device cpu", "best device", "import torchvision", "cores"}
 ALWAYS |= {"memory", "current folder", "data folder", "temporary folder"}
 
 HEALTHY = {
@@ -34,7 +37,6 @@ HEALTHY = {
     "cores": {"usable": 4, "all": 8},
     "torch": {"works": "built", "devices": {"cpu": "computes correctly"}, "threads": 4},
     "torchvision": {"works": "with its compiled part"},
-    "workers": {"works": "2 gave a batch (start method fork)"},
     "memory": {"free": 16 << 30},
     "shared memory": {"path": "/dev/shm", "free": 4 << 30},
     "current folder": {"path": "/srv", "free": 100 << 30},
@@ -161,13 +163,6 @@ def test_process_that_hangs_or_dies():
     assert ask_process("print('chatter'); print('{\"a\": 1}')") == {"a": 1}
 
 
-def test_workers_that_cannot_be_started(tmp_path, monkeypatch):
-    code = "from torch.utils.data import dataloader\ndel dataloader._MultiProcessingDataLoaderIter\n"
-    (tmp_path / "sitecustomize.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    says("workers", "FAILS", diagnose(tmp_path / "elsewhere"), "_MultiProcessing", "--num_workers 0")
-
-
 @pytest.mark.parametrize(
     "name, tight, words",
     [
@@ -218,6 +213,65 @@ def test_device_that_computes_wrongly_and_threads():
     findings = judge_facts(HEALTHY | {"torch": torch})
     says("device cuda:0", "FAILS", findings, "no kernel image")
     says("cores", "hint", findings, "64 threads", "export OMP_NUM_THREADS=4")
+
+
+@pytest.mark.parametrize(
+    "size, facts, status",
+    [
+        (4_300_000_000, {}, "hint"),
+        (4_300_000_000, GPU, "ok"),
+        (4_300_000_000, {"torch": HEALTHY["torch"] | {"devices": {"cuda:0": "computes correctly"}}}, "ok"),
+        (0, {}, None),
+    ],
+)
+def test_gigabytes_that_this_machine_cannot_use(size, facts, status):
+    findings = judge_facts(HEALTHY | {"packages": HEALTHY["packages"] | {"cuda": size}} | facts)
+    if status is None:
+        assert "CUDA libraries" not in format_report(findings)
+    else:
+        words = ("no", "whl/cpu") if status == "hint" else ()
+        says("CUDA libraries", status, findings, "4.3 GB", *words)
+
+
+def test_gigabytes_are_counted(tmp_path, monkeypatch):
+    package(tmp_path, "nvidia_example", version="13.0")
+    record = "nvidia_example/libexample.so,sha256=abc,7000000000\nnvidia_example/__init__.py,,\n"
+    (tmp_path / "nvidia_example-13.0.dist-info" / "RECORD").write_text(record)
+    before = look_at_packages()["cuda"]
+    monkeypatch.syspath_prepend(tmp_path)
+    assert look_at_packages()["cuda"] - before == 7_000_000_000
+
+
+def test_damaged_images_of_a_data_set(tmp_path, monkeypatch, capsys):
+    "All at once, by name and reason, at any depth; hidden files are none of the data."
+    monkeypatch.chdir(tmp_path)
+    folder = write_digits(tmp_path / "digits")
+    bad = [folder / "test" / "3" / "zero.png", folder / "train" / "7" / "deep" / "page.jpg"]
+    for path in (*bad, folder / "train" / ".thumbnails" / "x.png", folder / "__MACOSX" / "y.png"):
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+    bad[1].write_text("<html>404</html>")
+    assert main(["doctor", "--data", "digits"]) == 1
+    printed = capsys.readouterr().out
+    lines = [line.split()[1] for line in printed.splitlines() if line.startswith("FAILS")]
+    assert lines == [str(path.relative_to(tmp_path)) for path in bad], printed
+    assert "1,799 in digits, of which 2 cannot be read" in printed and "--skip_damaged" in printed
+    assert main(["doctor", "--data", "digits", "--json"]) == 1
+    assert [row["name"] for row in json.loads(capsys.readouterr().out) if row["fails"]] == lines
+    for path in bad:
+        path.unlink()
+    assert main(["doctor", "--data", "digits"]) == 0
+    (tmp_path / "texts").mkdir()
+    assert main(["doctor", "--data", "texts"]) == 2
+    assert "no images in texts" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists() and not (tmp_path / "runs").exists(), "nothing was trained"
+
+
+def test_many_damaged_images_are_all_listed():
+    findings = [Finding(f"{i}.png", "empty", "training would stop at it", advice="remove it") for i in range(500)]
+    report = format_report(findings)
+    assert all(f"FAILS  {i}.png" in report for i in range(500))
+    assert report.endswith("8.png and 491 more")
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -856,7 +856,7 @@ def test_row_32_an_empty_class_is_an_error_that_names_it(pets):
         if clutter:
             (pets / "wolf" / clutter).parent.mkdir(exist_ok=True)
             (pets / "wolf" / clutter).write_bytes(png())
-        with pytest.raises(ValueError, match=f"no images in {pets / 'wolf'}; remove the folder or add .jpg"):
+        with pytest.raises(ValueError, match=f"no images in {pets / 'wolf'}: it (is empty|holds)"):
             ImageFolder(pets)
 
 
@@ -880,12 +880,13 @@ def test_row_33_files_are_skipped_and_reported_once_with_their_number(pets):
         (pets / "dog" / name).touch()
     dataset, said = load(pets)
     assert len(dataset) == 8
+    heic = "*.heic (500, needs pillow-heif)"
     assert said == [
-        f"{pets}: skipped hidden files, links and non-image files: *.heic (500), * (1), *.csv (1), .secret.png (1)"
+        f"{pets}: skipped hidden files, links and non-image files: {heic}, * (1), *.csv (1), .secret.png (1)"
     ]
     for i in range(20):
         (pets / "cat" / f"x.kind{i:02}").touch()
-    assert load(pets)[1][0].endswith("*.heic (500), * (1), *.csv (1), *.kind00 (1), *.kind01 (1), *.kind02 (1), ...")
+    assert load(pets)[1][0].endswith(f"{heic}, * (1), *.csv (1), *.kind00 (1), *.kind01 (1), *.kind02 (1), ...")
 
 
 def test_row_33_litter_is_not_worth_a_warning(pets):
@@ -926,7 +927,7 @@ def images_that_fail():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     noise.save(jpeg, format="JPEG")
     noise.save(gif, format="GIF")
-    bomb = {size: io.BytesIO() for size in (9_000, 10_000, 14_000)}  # our cap; where Pillow warns; where Pillow refuses
+    bomb = {size: io.BytesIO() for size in (13_400, 20_000)}  # just above the cap, which is Pillow's; far above
     for size, file in bomb.items():
         Image.new("1", (size, size)).save(file, format="PNG")
     float_tiff, eps = io.BytesIO(), io.BytesIO()
@@ -943,9 +944,8 @@ def images_that_fail():
         "36 cut gif": (gif.getvalue()[:800], ""),
         "36 only a header": (whole[:33], ""),
         "36 flipped bit": (whole[:60] + bytes([whole[60] ^ 8]) + whole[61:], ""),
-        "36 bomb 9000": (bomb[9_000].getvalue(), "9000 x 9000 pixels, more than 80,000,000"),
-        "36 bomb 10000": (bomb[10_000].getvalue(), "10000 x 10000 pixels, more than 80,000,000"),
-        "36 bomb 14000": (bomb[14_000].getvalue(), "(196000000 pixels) exceeds limit"),
+        "36 bomb 13400": (bomb[13_400].getvalue(), "(179560000 pixels) exceeds limit"),
+        "36 bomb 20000": (bomb[20_000].getvalue(), "(400000000 pixels) exceeds limit"),
         "37 float": (float_tiff.getvalue(), "'F' without a fixed range"),
     }
 
@@ -974,7 +974,7 @@ def test_row_34_to_37_one_line_with_the_name_of_the_file(pets, case):
         warnings.simplefilter("error")  # nothing else is printed
         message = first_error(ImageFolder(pets, TO_TENSOR), num_workers=0)
     assert message.startswith(f"cannot read {broken}: ") and reason in message and "\n" not in message
-    if case in ("34 zero bytes", "35 text", "36 cut jpeg", "36 bomb 9000", "37 float"):
+    if case in ("34 zero bytes", "35 text", "36 cut jpeg", "36 bomb 13400", "37 float"):
         assert first_error(ImageFolder(pets, TO_TENSOR), num_workers=2) == message
 
 

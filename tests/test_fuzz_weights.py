@@ -19,10 +19,23 @@ from torch import nn
 
 from pytorch_course.checkpoint_files import load_checkpoint, save_checkpoint
 from pytorch_course.images import ImageTransform
-from pytorch_course.model import build_model
+from pytorch_course.model import register_model
 from pytorch_course.save_load import ModelInfo, load_model, save_model
 from pytorch_course.transfer_weights import load_weights
 from pytorch_course.weights_files import ModelFileError, explain_file_errors, read_weights_file, write_weights_file
+
+
+@register_model
+class OneWeight(nn.Module):
+    "The smallest classifier: one pixel in, one number out."
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(1))
+
+    def forward(self, x):
+        return x.flatten(1) * self.weight
+
 
 CASES = {
     "bytes": 6000,
@@ -103,11 +116,10 @@ class Fuzzer:
         )
         small = {"w": torch.rand(2, 3), "b": torch.rand(2).half(), "n": torch.tensor(3)}
         paths = [write_weights_file(folder / "bare.pt", small), write_weights_file(folder / "bare.safetensors", small)]
-        tiny = build_model("linearregressionmodel")
-        description = ModelInfo("linearregressionmodel", {}, ["a"], ImageTransform(image_size=1, channels=1))
+        description = ModelInfo("oneweight", {}, ["a"], ImageTransform(image_size=1, channels=1))
         paths += [
-            save_model(tiny, folder, "model.pt", description),
-            save_model(tiny, folder, "model.safetensors", description),
+            save_model(OneWeight(), folder, "model.pt", description),
+            save_model(OneWeight(), folder, "model.safetensors", description),
         ]
         paths.append(
             save_checkpoint(
@@ -424,7 +436,7 @@ class Fuzzer:
             json.dumps(
                 self.info.to_dict()
                 if rng.random() < 0.5
-                else ModelInfo("linearregressionmodel", {}, ["a"], ImageTransform(1, 1)).to_dict()
+                else ModelInfo("oneweight", {}, ["a"], ImageTransform(1, 1)).to_dict()
             )
         )
         for _ in range(rng.choice([1, 1, 2, 3])):
@@ -453,7 +465,7 @@ class Fuzzer:
                 place.pop(key, None)
             else:
                 place[key] = rng.choice([*odd, "tinyvgg", "Cifar10Net", "cnn", "neuralnetwork", "os.system", "../x"])
-        model = build_model("linearregressionmodel")
+        model = OneWeight()
         weights = dict(model.state_dict())
         path = self.folder / "made"
         if rng.random() < 0.5:

@@ -92,7 +92,7 @@ def test_package_offers_its_names():
     "At run time and for editors the same names, each from the module that defines it."
     tree = ast.parse(inspect.getsource(pytorch_course))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    for_editors = {line.names[0].name: line.module.split(".")[1] for line in block.body}
+    for_editors = {name.name: line.module.split(".")[1] for line in block.body for name in line.names}
     assert for_editors == pytorch_course._HOME
     for name, module in for_editors.items():
         found = getattr(pytorch_course, name)

@@ -4,6 +4,7 @@ A cut in the middle must not show in the end.
 """
 
 import random
+import signal
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,6 @@ from pytorch_course.checks import Checks
 from pytorch_course.performance import ChannelsLast, KeepMemory, MixedPrecision
 from pytorch_course.reproducibility import Reproducible
 from pytorch_course.trainer import Callback, Trainer
-from small_training import find
 
 draw = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 8, generator=draw), torch.randint(3, (48,), generator=draw)
@@ -27,13 +27,13 @@ DATA = TensorDataset(X, Y)
 
 
 class Cut(Callback):
-    "As if Ctrl-C had been pressed in a step."
+    "Ctrl-C in a step."
     def __init__(self, at):
         self.at = at
 
     def after_batch(self, trainer):
         if trainer.steps == self.at:
-            find(trainer, Checkpoints).request_stop()
+            signal.raise_signal(signal.SIGINT)
 
 
 class MixedIn:
@@ -251,7 +251,7 @@ def test_row_14_stopped_while_validating(tmp_path, metrics):
 
         def __getitem__(self, i):
             if i == 20 and self.trainer:
-                find(self.trainer, Checkpoints).request_stop()
+                signal.raise_signal(signal.SIGINT)
             return DATA[i]
 
     def run(folder, stop, resume):

@@ -209,7 +209,7 @@ def test_an_unknown_monitor_is_refused_before_the_first_step():
 
 def test_a_monitor_may_be_a_number_that_only_step_knows():
     trainer = make(kind=returning(lambda loss, outputs: (loss, outputs, {"norm": outputs.norm()})),
-                   callbacks=[EarlyStopping("valid_norm"), BestWeights("train_norm")])
+                   callbacks=[EarlyStopping("valid_norm", mode="min"), BestWeights("train_norm", mode="min")])
     history = trainer.fit(2, loader(), loader())
     assert {"train_norm", "valid_norm"} <= set(history.columns)
 

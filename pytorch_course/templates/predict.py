@@ -1,45 +1,54 @@
-"""Print the most probable classes of images.
+"""Print the most probable classes of images, also of all images in a folder.
 
-Example: python predict.py some_image.jpeg
+From lesson 06, Going modular (nbs/06_going_modular.ipynb of pytorch_course); model files are lesson 05, Save and load.
 """
 import argparse
 import sys
 from pathlib import Path
 
+import torch
+
+import data_setup
 import utils
 
-MODELS = Path(__file__).resolve().parent / "models"
+RUNS = Path(__file__).resolve().parent / "runs"
 
 
 def newest_model() -> Path:
     "The model that was trained last."
-    files = sorted(MODELS.glob("*.pth"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f"no model in {MODELS}; run train.py first, or give --model_file")
+    files = sorted(RUNS.glob("*/model.pt"), key=lambda path: path.stat().st_mtime)
+    if not files: raise FileNotFoundError(f"no model in {RUNS}; run train.py first, or give --model_file")
     return files[-1]
 
 
-def read_arguments() -> argparse.Namespace:
-    "What to classify, and with which model, from the command line."
+def main() -> int:
     parser = argparse.ArgumentParser(description="Print the most probable classes of images.")
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files of any size and kind")
-    add("--model_file", type=Path, help="file saved by train.py (default: the newest one in models/)")
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size and kind, or folders of them")
+    add("--model_file", type=Path, help="or run folder, made by train.py (default: the newest run)")
     add("--topk", type=int, default=1, help="show the K most probable classes (default: 1)")
     add("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu, the fastest for a few images)")
-    return parser.parse_args()
-
-
-def main():
-    args = read_arguments()
-    model, info = utils.load_model(args.model_file or newest_model(), utils.pick_device(args.device))
-    for result in utils.predict_images(model, info, args.images, args.topk):
-        best = (f"{found['class']} {found['probability']:.1%}" for found in result["predictions"])
-        print(result["path"], *best, sep="  ")
+    args = parser.parse_args()
+    device = utils.pick_device(args.device)
+    model, info = utils.load_model(args.model_file or newest_model(), device)
+    transform = data_setup.make_transform(**info["transform"])
+    status = 0
+    for path in (image for place in args.images for image in data_setup.find_images(place)):
+        try:
+            X = transform(data_setup.open_image(path))[None].to(device)
+        except ValueError as error:  # the other images are classified all the same
+            print(f"predict.py: error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        with torch.inference_mode():
+            probabilities = model(X).softmax(dim=1)[0]
+        best = zip(*probabilities.topk(min(args.topk, len(probabilities))))
+        print(path, *(f"{info['class_names'][index]} {share:.1%}" for share, index in best), sep="  ")
+    return status
 
 
 if __name__ == "__main__":
     try:
-        main()
+        sys.exit(main())
     except (ValueError, OSError) as error:
         sys.exit(f"predict.py: error: {error}")

@@ -1,119 +1,130 @@
-"""Train an image classifier and save it as models/<model>.pth beside this script.
+"""Train an image classifier; all of it goes into a new folder: runs/tinyvgg, runs/tinyvgg-2, ...
 
-Example: python train.py --model tinyvgg --batch_size 32 --lr 0.001 --num_epochs 10
+From lesson 06, Going modular (nbs/06_going_modular.ipynb of pytorch_course), and nbs/4_tools/50_runs.ipynb.
 """
 import argparse
-import csv
-import inspect
-import itertools
+import json
+import math
+import shlex
 import sys
 from pathlib import Path
 
 import torch
+from torch.optim import lr_scheduler
 
 import data_setup
 import engine
 import model_builder
 import utils
-from images import ImageTransform
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE / "data" / "food_shapes"
-MODELS = HERE / "models"
+CHANGEABLE = {"num_epochs", "num_workers", "device", "train_dir", "test_dir", "resume"}  # when a run is resumed
 
 
 def whole_number(text: str) -> int:
     "Convert a flag: 1 or more."
-    if int(text) < 1:
-        raise ValueError
+    if int(text) < 1: raise ValueError
     return int(text)
 
 
 def read_arguments() -> argparse.Namespace:
-    "The settings of this run, from the command line."
-    parser = argparse.ArgumentParser(
-        description="Train an image classifier.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    "The settings from the command line; with --resume those of that run, and what was given besides."
+    parser = argparse.ArgumentParser(description="Train an image classifier.", allow_abbrev=False,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--train_dir", type=Path, default=DATA / "train", help="folder of class folders to train on")
-    add("--test_dir", type=Path, default=DATA / "test", help="folder of class folders to test on")
-    add("--learning_rate", "--lr", type=float, default=0.001, help="step size of Adam")
-    add("--batch_size", type=whole_number, default=32, help="images per step")
-    add("--num_epochs", "--epochs", type=whole_number, default=5, help="passes over the training images")
+    add("--train_dir", type=Path, default=HERE / "data" / "train", help="folder of class folders to train on")
+    add("--test_dir", type=Path, default=HERE / "data" / "test", help="folder of class folders to test on")
+    add("--model", choices=model_builder.MODELS, default="tinyvgg", help="which network")
     add("--hidden_units", type=whole_number, default=10, help="channels of TinyVGG's convolutions")
-    add("--model", choices=model_builder.list_models(), default="tinyvgg", help="which network")
     add("--image_size", type=whole_number, default=64, help="height and width in pixels")
-    add("--num_workers", type=int, default=0, help="processes that read images; 0: this one")
+    add("--augment", action="store_true", help="flip and shift the training images at random")
+    add("--num_epochs", "--epochs", type=whole_number, default=5, help="passes over the training images")
+    add("--batch_size", type=whole_number, default=32, help="images per step")
+    add("--learning_rate", "--lr", type=float, default=0.001, help="step size of Adam, or the largest of its schedule")
+    add("--schedule", choices=["none", "cosine", "onecycle"], default="none", help="how the learning rate changes")
     add("--seed", type=int, default=42, help="same seed, same run")
+    add("--num_workers", type=int, default=0, help="processes that read images; 0: this one")
     add("--device", default="auto", help="cpu, cuda, mps ...; auto takes the best one")
-    return parser.parse_args()
+    add("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped, for example runs/tinyvgg")
+    parser.set_defaults(class_names=None)
+    args = parser.parse_args()
+    if args.resume is None: return args
+    if not (args.resume / "config.json").exists():
+        parser.error(f"--resume needs the folder of a run; there is no {args.resume / 'config.json'}")
+    saved = json.loads((args.resume / "config.json").read_text(encoding="utf-8"))
+    parser.set_defaults(**saved)
+    args = parser.parse_args()
+    for name in sorted(set(saved) - CHANGEABLE | ({"num_epochs"} if args.schedule != "none" else set())):
+        if getattr(args, name) != saved[name]:
+            parser.error(f"--resume keeps the settings of the run; leave out --{name}")
+    return args
 
 
-def build_model(name: str, available: dict) -> tuple[torch.nn.Module, dict]:
-    "The model, and those of the available arguments that it takes."
-    parameters = inspect.signature(model_builder.get_model_class(name)).parameters
-    kwargs = {key: value for key, value in available.items() if key in parameters}
-    return model_builder.build_model(name, **kwargs), kwargs
+def as_json(args: argparse.Namespace, class_names: list[str]) -> str:
+    "The settings of a run, folders as absolute paths."
+    config = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    return json.dumps({**config, "resume": None, "class_names": class_names}, indent=2)
 
 
-def new_name(name: str) -> str:
-    "`tinyvgg.pth`, or `tinyvgg-2.pth` ... when older models have those names: they stay."
-    names = itertools.chain([f"{name}.pth"], (f"{name}-{number}.pth" for number in itertools.count(2)))
-    return next(candidate for candidate in names if not (MODELS / candidate).exists())
-
-
-def write_history(path: Path, results: dict[str, list[float]]):
-    "Loss and accuracy of every epoch as a table."
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *results])
-        writer.writerows([epoch, *row] for epoch, row in enumerate(zip(*results.values()), start=1))
+def make_scheduler(kind: str, optimizer, steps: int):
+    "What sets the learning rate after every step."
+    if kind == "cosine": return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if kind == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=steps)
+    return lr_scheduler.ConstantLR(optimizer, factor=1)
 
 
 def main():
     args = read_arguments()
-    if args.train_dir == DATA / "train" and not args.train_dir.is_dir():
-        raise FileNotFoundError(f"no images in {DATA}; run get_data.py first, or give --train_dir and --test_dir")
+    if not args.train_dir.exists() and args.train_dir == HERE / "data" / "train":
+        raise FileNotFoundError(f"no folder {args.train_dir}; run get_data.py first, or give --train_dir, --test_dir")
     device = utils.pick_device(args.device)
     utils.seed_everything(args.seed)
-
-    transform = ImageTransform(image_size=args.image_size)
+    prepare = {"image_size": args.image_size, "channels": 3, "mean": [0.5], "std": [0.5]}
     train_dataloader, test_dataloader, class_names = data_setup.create_dataloaders(
-        train_dir=args.train_dir,
-        test_dir=args.test_dir,
-        transform=transform,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        seed=args.seed,
-    )
-    available = {
-        "input_shape": transform.channels,
-        "hidden_units": args.hidden_units,
-        "output_shape": len(class_names),
-        "image_size": args.image_size,
-    }
-    model, kwargs = build_model(args.model, available)
-    model.to(device)
+        args.train_dir, args.test_dir, data_setup.make_transform(**prepare, augment=args.augment), args.batch_size,
+        args.num_workers, test_transform=data_setup.make_transform(**prepare))
+    if args.class_names not in (None, class_names):
+        raise ValueError(f"the classes of the run are {args.class_names}, but these images have {class_names}")
+    shared = data_setup.check_images(train_dataloader.dataset, test_dataloader.dataset)
+    kwargs = model_builder.choose_arguments(args.model, 3, len(class_names), args.hidden_units, args.image_size)
+    model = model_builder.MODELS[args.model](**kwargs).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
+    scheduler = make_scheduler(args.schedule, optimizer, args.num_epochs * len(train_dataloader))
 
-    results = engine.train(
-        model=model,
-        train_dataloader=train_dataloader,
-        test_dataloader=test_dataloader,
-        loss_fn=torch.nn.CrossEntropyLoss(),
-        optimizer=torch.optim.Adam(model.parameters(), lr=args.learning_rate),
-        epochs=args.num_epochs,
-        device=device,
-    )
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    run = args.resume or utils.new_run(HERE / "runs", args.model)
+    is_begun = (run / "checkpoint.pt").exists()
+    results = utils.load_checkpoint(run / "checkpoint.pt", parts)["results"] if is_begun else None
+    utils.write_file(run / "config.json", lambda file: file.write(as_json(args, class_names).encode()))
+    counts = f"{len(train_dataloader.dataset)} training and {len(test_dataloader.dataset)} test images"
+    counts += f" ({shared} are training images, too)" if shared else ""
+    print(f"{run}: {counts} of {len(class_names)} classes, on {device}")
 
-    metrics = {name: numbers[-1] for name, numbers in results.items()}
-    info = utils.ModelInfo(args.model, kwargs, class_names, transform, metrics)
-    path = utils.save_model(model=model, target_dir=MODELS, model_name=new_name(args.model), info=info)
-    write_history(path.with_suffix(".csv"), results)
-    print(f"saved {path}")
+    def save(results):
+        if results["test_loss"][-1] == min(results["test_loss"]):  # the best epoch so far
+            info = {"architecture": args.model, "model_kwargs": kwargs, "class_names": class_names,
+                    "transform": prepare, "metrics": {name: numbers[-1] for name, numbers in results.items()}}
+            utils.save_model(model, run, "model.pt", info)
+        utils.write_history(run / "history.csv", results)
+        utils.save_checkpoint(run / "checkpoint.pt", parts, results=results)
+
+    try:
+        results = engine.train(
+            model, train_dataloader, test_dataloader, optimizer, torch.nn.CrossEntropyLoss(), args.num_epochs, device,
+            scheduler=scheduler, seed=args.seed, results=results, callbacks=[save])
+    except KeyboardInterrupt:
+        command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
+        print(f"\ninterrupted; go on with: {command}", file=sys.stderr)
+        sys.exit(130)
+    if (lowest := min(results["test_loss"])) > 2 * math.log(len(class_names)):  # guessing has half of it
+        raise ValueError(f"the run diverged, its lowest test loss is {lowest:.3g}; use a lower --lr")
+    best = results["test_loss"].index(lowest)
+    print(f"saved {run / 'model.pt'}: epoch {best + 1}, test accuracy {results['test_acc'][best]:.1%}")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"train.py: error: {error}")
+    except (ValueError, OSError) as error:  # of a worker, the last line is what matters
+        sys.exit(f"train.py: error: {str(error).strip().splitlines()[-1]}")
