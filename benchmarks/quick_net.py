@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def train_cifar10_quickly(
     *,
     batch_size: int = 256,
     lr: float = 0.8,  # the highest learning rate; for smaller batches, make it smaller by the same factor
-    precision: str = "bf16",  # or `"fp32"`, on processors that have no instructions for bf16
+    precision: Literal["bf16", "fp32"] = "bf16",  # `"fp32"` on processors that have no instructions for bf16
     seed: int = 0,
     callbacks: Iterable[Callback] = (),  # further ones
     progress: bool = True,  # print a line per epoch
