@@ -29,22 +29,16 @@ def _try_forward(model: nn.Module, X) -> Any:
 def check_batch(
     model: nn.Module,  # on the device of the batch
     X: torch.Tensor,  # inputs `(N, ...)`; what is not a tensor is not looked at
-    y: torch.Tensor,  # labels `(N, ...)`
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
 ):
-    "Call once, before the first step. Raises `TrainingError` for unequal lengths and a type that the model refuses."
-    report = CheckReport(ignore)
-    if not (torch.is_tensor(X) and torch.is_tensor(y)): return
-    if X.ndim and y.ndim:
-        report.error("lengths", len(X) != len(y), f"a batch of {len(X)} inputs came with {len(y)} labels")
+    "Call once, before the first step. Raises `TrainingError` for a type of numbers that the model refuses."
+    if not torch.is_tensor(X) or X.is_complex(): return
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), X.dtype)
-    is_float = X.is_floating_point()
-    takes_integers = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
-    fits = torch.float64 not in (X.dtype, wanted) if is_float else takes_integers  # half precision: autocast's affair
-    if X.dtype == wanted or fits or X.is_complex(): return
-    advice = f"the same type: X = X.to({wanted})" if is_float else None
-    report.error("float64" if is_float else "integer_input", _try_forward(model, X) is None,
-                 f"the input is {X.dtype}, the model's weights are {wanted}", advice)
+    if X.is_floating_point() and torch.float64 not in (X.dtype, wanted): return  # half precision: autocast's affair
+    if X.dtype == wanted: return
+    advice = f"the same type: X = X.to({wanted})" if X.is_floating_point() else None
+    CheckReport(ignore).error("input_dtype", _try_forward(model, X) is None,
+                              f"the input is {X.dtype}, the model's weights are {wanted}", advice)
 
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
 def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: CheckReport):
@@ -208,7 +202,7 @@ class Checks(Callback):
         self.is_first_batch = False
         if type(trainer).step is not Trainer.step or not isinstance(batch, (tuple, list)) or len(batch) != 2:
             return step(batch)
-        check_batch(trainer.model, batch[0], batch[1], self.ignore)
+        check_batch(trainer.model, batch[0], self.ignore)
         try:
             result = step(batch)
         except Exception:
