@@ -185,23 +185,14 @@ class GradientAccumulation(Callback):
 
 # %% ../nbs/3_training/40_callbacks.ipynb #8fa4ff92
 class GradientClipping(Callback):
-    "Scale the gradient of all parameters down to a norm of at most `max_norm`; `norms` keeps what it was at each step."
+    "Scale the gradient of all parameters down to a norm of at most `max_norm`; `norm` is what it was at the last step."
     def __init__(self, max_norm: float):  # longest gradient allowed, above 0
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm = max_norm
 
-    def before_fit(self, trainer):
-        self.norms = []
-
     def after_backward(self, trainer):
         parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
-        self.norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.max_norm))
-
-    def state_dict(self) -> dict:
-        return {"norms": torch.stack([norm.cpu() for norm in self.norms]) if self.norms else torch.zeros(0)}
-
-    def load_state_dict(self, state: dict):
-        self.norms = list(state["norms"])
+        self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 # %% ../nbs/3_training/40_callbacks.ipynb #334313f1
 @dataclass(eq=False)

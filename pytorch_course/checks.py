@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .arguments import evaluation_mode
-from .data_checks import CheckReport, TrainingError, check_dataloaders, check_num_classes, shorten_list
+from .data_checks import CheckReport, TrainingError, check_dataloaders, shorten_list
 from .seeds import preserve_rng_state
 from .trainer import Callback, Trainer
 from .training import is_class_loss
@@ -212,7 +212,6 @@ class Checks(Callback):
                 if isinstance(error, TrainingError): raise error.with_traceback(None) from None
             raise
         check_outputs(result[1], batch[1], trainer.loss_fn, self.ignore)
-        check_num_classes(result[1], getattr(trainer.train_dataloader, "dataset", None), self.ignore)
         return result
 
     def after_backward(self, trainer):

@@ -49,14 +49,13 @@ def classification_report(
 def _check_complete_and_in_order(dataloader):
     "Raises `ValueError` for a loader that is shuffled or leaves samples out; other iterables are taken as they come."
     if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset): return
-    batches = dataloader.batch_sampler
-    sampler = dataloader.sampler if batches is None else getattr(batches, "sampler", batches)
+    batches = dataloader.batch_sampler or dataloader.sampler
+    sampler = getattr(batches, "sampler", batches)
     if not isinstance(sampler, SequentialSampler):
         raise ValueError(f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be "
                          "in the order of the data set; make it with shuffle=False")
-    left_out = len(sampler) % batches.batch_size if getattr(batches, "drop_last", False) else 0  # type: ignore
-    if left_out:
-        raise ValueError(f"the dataloader leaves out the last {left_out} samples; make it with drop_last=False")
+    if getattr(batches, "drop_last", False):
+        raise ValueError("the dataloader leaves out the last, incomplete batch; make it with drop_last=False")
 
 def predict(
     model: nn.Module,  # used in evaluation mode; afterward it is in its own mode again
