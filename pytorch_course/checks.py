@@ -44,8 +44,10 @@ def check_batch(
 def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: CheckReport):
     shape, expected = tuple(outputs.shape), (outputs.shape[0], *outputs.shape[2:])
     if outputs.ndim < 2 or shape[1] == 1: return report.error("one_output", True, f"outputs of shape {shape}")
-    is_nll, values = isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss, outputs.detach().float()
-    sums_to_one = ((values.exp() if is_nll else values).sum(dim=1) - 1).abs().max() < 1e-3
+    is_nll = isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss
+    values = outputs.detach().float()
+    shares = values.exp() if is_nll else values
+    sums_to_one = (shares.sum(dim=1) - 1).abs().max() < 1e-3
     report.warn("log_softmax", is_nll and not sums_to_one, "the outputs for NLLLoss are no log-probabilities")
     report.warn("softmax", not is_nll and sums_to_one and values.min() >= 0, "the outputs lie in 0..1 and sum to 1")
     if y.shape == shape and y.is_floating_point() and not is_nll: return  # probabilities are fine

@@ -90,7 +90,8 @@ def plot_confusion_matrix(
     classes = dict.fromkeys(i for cell in cells.tolist() for i in divmod(cell, count))  # at least `max_classes`
     shown = sorted([*classes][:max_classes])
     matrix, share = matrix[shown][:, shown], share[shown][:, shown]
-    names = [name if len(name) <= 20 else name[:19] + "…" for name in (str(class_names[i]) for i in shown)]
+    names = [str(class_names[i]) for i in shown]
+    names = [name if len(name) <= 20 else name[:19] + "…" for name in names]
     numbers = (share * 100).round().long() if normalize else matrix.long()
     n = len(shown)
     inches = min(2.5 + 0.3 * n, 9.9)  # at 100 dots per inch less than a megapixel
@@ -102,7 +103,8 @@ def plot_confusion_matrix(
     ax.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=9, parse_math=False)
     ax.set_yticks(range(n), names, fontsize=9, parse_math=False)
     title = "Percent of each true class" if normalize else "Number of samples"
-    title += f": the {n} most confused of {count:,} classes" * (n < count)
+    if n < count:
+        title += f": the {n} most confused of {count:,} classes"
     ax.set(xlabel="predicted class", ylabel="true class", title=title)
     return figure
 
