@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['StepLogger', 'check_monitor', 'monitored_value', 'MetricMonitor', 'EarlyStopping', 'BestWeights', 'count_batches',
-           'GradientAccumulation', 'GradientClipping', 'LRScheduler', 'OneCycle', 'LivePlot']
+           'GradientAccumulation', 'GradientClipping', 'LRScheduler', 'OneCycle']
 
 # %% ../nbs/3_training/40_callbacks.ipynb #a3097578
 import copy
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -20,7 +19,6 @@ import torch
 from torch.optim import lr_scheduler
 from .arguments import batch_size
 from .files import atomic_write
-from .plots import plot_loss_curves
 from .system import get_rank
 from .trainer import Callback, Trainer
 from .training import loss_weight
@@ -51,23 +49,21 @@ class StepLogger(Callback):
             file.write(f"{trainer.steps},{trainer.epoch + 1},{loss},{lr}\n")
 
 # %% ../nbs/3_training/40_callbacks.ipynb #0f72f40f
-def check_monitor(trainer: Trainer, monitor: str, names: list[str] | None = None):
-    "Raise `ValueError` unless `monitor` is one of `names`; `None`: unless this `fit` may put it into the history."
+def check_monitor(trainer: Trainer, monitor: str):
+    "Raise `ValueError` unless this `fit` may put a metric of this name into the history."
     splits = ("train_", "valid_") if trainer.valid_dataloader is not None else ("train_",)
-    if names is None:
-        names = [split + name for split in splits for name in ("loss", *trainer.metrics)]
-        names += [name for callback in trainer.callbacks for name in getattr(callback, "history_columns", ())]
-        own_step = getattr(trainer.step, "__func__", None) is not Trainer.step  # may return further numbers
-        if own_step and monitor.startswith(splits): return
-    if monitor in names: return
+    names = [split + name for split in splits for name in ("loss", *trainer.metrics)]
+    names += [name for callback in trainer.callbacks for name in getattr(callback, "history_columns", ())]
+    own_step = getattr(trainer.step, "__func__", None) is not Trainer.step  # may return further numbers
+    if monitor in names or (own_step and monitor.startswith(splits)): return
     hint = "" if len(splits) == 2 else "; for valid_ metrics, give fit a valid_dataloader"
     raise ValueError(f"no metric named {monitor!r}; available: {', '.join(names)}{hint}")
 
 def monitored_value(trainer: Trainer, monitor: str) -> float:
     "A metric of the last epoch by its name. Raises `ValueError` that lists the names there are."
     row = trainer.history[-1]
-    check_monitor(trainer, monitor, [name for name in row if name != "epoch"])
-    return row[monitor]
+    if monitor in row: return row[monitor]
+    raise ValueError(f"no metric named {monitor!r} in the history, only {', '.join(row)}")
 
 # %% ../nbs/3_training/40_callbacks.ipynb #6f9c783c
 _MODES = {  # by names: parts of one, or whole words
@@ -189,23 +185,14 @@ class GradientAccumulation(Callback):
 
 # %% ../nbs/3_training/40_callbacks.ipynb #8fa4ff92
 class GradientClipping(Callback):
-    "Scale the gradient of all parameters down to a norm of at most `max_norm`; `norms` keeps what it was at each step."
+    "Scale the gradient of all parameters down to a norm of at most `max_norm`; `norm` is what it was at the last step."
     def __init__(self, max_norm: float):  # longest gradient allowed, above 0
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, not {max_norm}")
         self.max_norm = max_norm
 
-    def before_fit(self, trainer):
-        self.norms = []
-
     def after_backward(self, trainer):
         parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
-        self.norms.append(torch.nn.utils.clip_grad_norm_(parameters, self.max_norm))
-
-    def state_dict(self) -> dict:
-        return {"norms": torch.stack([norm.cpu() for norm in self.norms]) if self.norms else torch.zeros(0)}
-
-    def load_state_dict(self, state: dict):
-        self.norms = list(state["norms"])
+        self.norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
 
 # %% ../nbs/3_training/40_callbacks.ipynb #334313f1
 @dataclass(eq=False)
@@ -242,8 +229,11 @@ class LRScheduler(Callback):
             self.scheduler.step()
 
     def after_epoch(self, trainer):
-        if self.interval == "epoch":
-            self.scheduler.step(*[monitored_value(trainer, self.monitor)] if self.on_plateau else [])
+        if self.interval == "step": return
+        if self.on_plateau:
+            self.scheduler.step(monitored_value(trainer, self.monitor))
+        else:
+            self.scheduler.step()
 
     def state_dict(self) -> dict:
         return {"scheduler": self.scheduler.state_dict(), "lrs": self.lrs}
@@ -277,19 +267,3 @@ class OneCycle(LRScheduler):
         if saved != now:
             raise ValueError(f"the checkpoint is from a cycle of {saved} steps, not {now}; resume with the same epochs")
         super().load_state_dict(state)
-
-# %% ../nbs/3_training/40_callbacks.ipynb #1d44a3d2
-class LivePlot(Callback):
-    "Draw the loss curves in a notebook and redraw them in place after every epoch; anywhere else, do nothing."
-    def before_fit(self, trainer):
-        self.handle = None
-
-    def after_epoch(self, trainer):
-        if "IPython" not in sys.modules: return
-        from IPython import display, get_ipython
-        if not hasattr(get_ipython(), "kernel"): return  # a terminal with IPython has none
-        figure = plot_loss_curves(trainer.history)
-        if self.handle is None:
-            self.handle = display.display(figure, display_id=True)
-        else:
-            self.handle.update(figure)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from .arguments import evaluation_mode
-from .data_checks import CheckReport, TrainingError, check_dataloaders, check_num_classes, shorten_list
+from .data_checks import CheckReport, TrainingError, check_dataloaders, shorten_list
 from .seeds import preserve_rng_state
 from .trainer import Callback, Trainer
 from .training import is_class_loss
@@ -29,29 +29,25 @@ def _try_forward(model: nn.Module, X) -> Any:
 def check_batch(
     model: nn.Module,  # on the device of the batch
     X: torch.Tensor,  # inputs `(N, ...)`; what is not a tensor is not looked at
-    y: torch.Tensor,  # labels `(N, ...)`
     ignore: Collection[str] = (),  # names of `CHECKS` that are accepted
 ):
-    "Call once, before the first step. Raises `TrainingError` for unequal lengths and a type that the model refuses."
-    report = CheckReport(ignore)
-    if not (torch.is_tensor(X) and torch.is_tensor(y)): return
-    if X.ndim and y.ndim:
-        report.error("lengths", len(X) != len(y), f"a batch of {len(X)} inputs came with {len(y)} labels")
+    "Call once, before the first step. Raises `TrainingError` for a type of numbers that the model refuses."
+    if not torch.is_tensor(X) or X.is_complex(): return
     wanted = next((p.dtype for p in model.parameters() if p.is_floating_point()), X.dtype)
-    is_float = X.is_floating_point()
-    takes_integers = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in model.modules())
-    fits = torch.float64 not in (X.dtype, wanted) if is_float else takes_integers  # half precision: autocast's affair
-    if X.dtype == wanted or fits or X.is_complex(): return
-    advice = f"the same type: X = X.to({wanted})" if is_float else None
-    report.error("float64" if is_float else "integer_input", _try_forward(model, X) is None,
-                 f"the input is {X.dtype}, the model's weights are {wanted}", advice)
+    if X.is_floating_point() and torch.float64 not in (X.dtype, wanted): return  # half precision: autocast's affair
+    if X.dtype == wanted: return
+    advice = f"the same type: X = X.to({wanted})" if X.is_floating_point() else None
+    CheckReport(ignore).error("input_dtype", _try_forward(model, X) is None,
+                              f"the input is {X.dtype}, the model's weights are {wanted}", advice)
 
 # %% ../nbs/3_training/33_checks.ipynb #cbd5a75e
 def _check_class_loss(outputs: torch.Tensor, y: torch.Tensor, loss_fn, report: CheckReport):
     shape, expected = tuple(outputs.shape), (outputs.shape[0], *outputs.shape[2:])
     if outputs.ndim < 2 or shape[1] == 1: return report.error("one_output", True, f"outputs of shape {shape}")
-    is_nll, values = isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss, outputs.detach().float()
-    sums_to_one = ((values.exp() if is_nll else values).sum(dim=1) - 1).abs().max() < 1e-3
+    is_nll = isinstance(loss_fn, nn.NLLLoss) or loss_fn is F.nll_loss
+    values = outputs.detach().float()
+    shares = values.exp() if is_nll else values
+    sums_to_one = (shares.sum(dim=1) - 1).abs().max() < 1e-3
     report.warn("log_softmax", is_nll and not sums_to_one, "the outputs for NLLLoss are no log-probabilities")
     report.warn("softmax", not is_nll and sums_to_one and values.min() >= 0, "the outputs lie in 0..1 and sum to 1")
     if y.shape == shape and y.is_floating_point() and not is_nll: return  # probabilities are fine
@@ -208,7 +204,7 @@ class Checks(Callback):
         self.is_first_batch = False
         if type(trainer).step is not Trainer.step or not isinstance(batch, (tuple, list)) or len(batch) != 2:
             return step(batch)
-        check_batch(trainer.model, batch[0], batch[1], self.ignore)
+        check_batch(trainer.model, batch[0], self.ignore)
         try:
             result = step(batch)
         except Exception:
@@ -218,7 +214,6 @@ class Checks(Callback):
                 if isinstance(error, TrainingError): raise error.with_traceback(None) from None
             raise
         check_outputs(result[1], batch[1], trainer.loss_fn, self.ignore)
-        check_num_classes(result[1], getattr(trainer.train_dataloader, "dataset", None), self.ignore)
         return result
 
     def after_backward(self, trainer):

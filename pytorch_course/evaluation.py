@@ -49,14 +49,13 @@ def classification_report(
 def _check_complete_and_in_order(dataloader):
     "Raises `ValueError` for a loader that is shuffled or leaves samples out; other iterables are taken as they come."
     if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset): return
-    batches = dataloader.batch_sampler
-    sampler = dataloader.sampler if batches is None else getattr(batches, "sampler", batches)
+    batches = dataloader.batch_sampler or dataloader.sampler
+    sampler = getattr(batches, "sampler", batches)
     if not isinstance(sampler, SequentialSampler):
         raise ValueError(f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be "
                          "in the order of the data set; make it with shuffle=False")
-    left_out = len(sampler) % batches.batch_size if getattr(batches, "drop_last", False) else 0  # type: ignore
-    if left_out:
-        raise ValueError(f"the dataloader leaves out the last {left_out} samples; make it with drop_last=False")
+    if getattr(batches, "drop_last", False):
+        raise ValueError("the dataloader leaves out the last, incomplete batch; make it with drop_last=False")
 
 def predict(
     model: nn.Module,  # used in evaluation mode; afterward it is in its own mode again
@@ -91,7 +90,8 @@ def plot_confusion_matrix(
     classes = dict.fromkeys(i for cell in cells.tolist() for i in divmod(cell, count))  # at least `max_classes`
     shown = sorted([*classes][:max_classes])
     matrix, share = matrix[shown][:, shown], share[shown][:, shown]
-    names = [name if len(name) <= 20 else name[:19] + "…" for name in (str(class_names[i]) for i in shown)]
+    names = [str(class_names[i]) for i in shown]
+    names = [name if len(name) <= 20 else name[:19] + "…" for name in names]
     numbers = (share * 100).round().long() if normalize else matrix.long()
     n = len(shown)
     inches = min(2.5 + 0.3 * n, 9.9)  # at 100 dots per inch less than a megapixel
@@ -103,7 +103,8 @@ def plot_confusion_matrix(
     ax.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=9, parse_math=False)
     ax.set_yticks(range(n), names, fontsize=9, parse_math=False)
     title = "Percent of each true class" if normalize else "Number of samples"
-    title += f": the {n} most confused of {count:,} classes" * (n < count)
+    if n < count:
+        title += f": the {n} most confused of {count:,} classes"
     ax.set(xlabel="predicted class", ylabel="true class", title=title)
     return figure
 

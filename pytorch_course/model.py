@@ -168,7 +168,8 @@ def _run_file(path: Path, changed: int) -> ModuleType:
     spec = spec_from_file_location(f"own_{path.stem}", path)
     if spec is None or spec.loader is None: raise ValueError(f"{path} is no Python file")
     module = sys.modules[spec.name] = module_from_spec(spec)
-    sys.path += [] if str(path.parent) in sys.path else [str(path.parent)]
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return module
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['keep_freed_memory', 'KeepMemory', 'MixedPrecision', 'match_memory_format', 'prefers_channels_last', 'ChannelsLast',
-           'Compile', 'prefetch_to_device', 'PrefetchToDevice']
+           'Compile']
 
 # %% ../nbs/3_training/39_performance.ipynb #7a057617
 import ctypes
@@ -12,14 +12,13 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 import torch
 from torch import nn
-from .arguments import evaluation_mode, to_device
+from .arguments import evaluation_mode
 from .hooks import Callback
 from .seeds import preserve_rng_state
-from .weights_files import leaves
 
 # %% ../nbs/3_training/39_performance.ipynb #4fb357f7
 # the numbers of M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD and M_MMAP_MAX in glibc's malloc.h
@@ -175,31 +174,3 @@ class Compile(Callback):
             raise ValueError(f"compile=True needs a C++ compiler, and there is none here ({advice}); or leave it out")
         trainer.model.compile()
         self.compiled = True
-
-# %% ../nbs/3_training/39_performance.ipynb #04ca94cd
-def prefetch_to_device(batches: Iterable, device: str | torch.device) -> Iterator:
-    "On a CUDA device: copy each batch on a stream of its own while the one before it is computed with."
-    stream = torch.cuda.Stream(device)
-
-    def copy(batch):
-        with torch.cuda.stream(stream):
-            return to_device(batch, device), stream.record_event()
-
-    copies = map(copy, batches)
-    following = next(copies, None)
-    while following:
-        (batch, event), following = following, next(copies, None)  # the next copy begins
-        computing = torch.cuda.current_stream(device)
-        computing.wait_event(event)
-        for leaf in leaves(batch):
-            if getattr(leaf, "is_cuda", False):
-                leaf.record_stream(computing)
-        yield batch
-
-class PrefetchToDevice(Callback):
-    "On a CUDA device, the next batch is copied while this one is computed with; elsewhere nothing changes."
-    order = 200  # next to the dataloader
-
-    def around_batches(self, trainer, batches):
-        if trainer.device.type != "cuda": return batches
-        return lambda dataloader: batches(prefetch_to_device(dataloader, trainer.device))

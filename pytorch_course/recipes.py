@@ -17,7 +17,7 @@ from .callbacks import BestWeights, EarlyStopping, LRScheduler, OneCycle
 from .checkpoints import CheckpointManager, Checkpoints
 from .checks import Checks
 from .hooks import Callback
-from .performance import ChannelsLast, Compile, KeepMemory, MixedPrecision, PrefetchToDevice
+from .performance import ChannelsLast, Compile, KeepMemory, MixedPrecision
 from .reproducibility import Reproducible
 from .trainer import Trainer
 from .worker_errors import ExplainWorkerErrors
@@ -34,8 +34,7 @@ def fit(
     *,
     epochs: int = 5,  # passes over the training data; with `resume`, those before the interruption count
     lr: float | None = None,  # learning rate of Adam; `None`: 0.001, or that of the optimizer
-    schedule: Literal["none", "onecycle", "cosine"] = "none",  # of the learning rate; constant without, unless `max_lr`
-    max_lr: float | None = None,  # highest rate of the schedule; `None`: that of the optimizer
+    schedule: Literal["none", "onecycle", "cosine"] = "none",  # of the learning rate, which is its highest one
     loss_fn: Callable | None = None,  # `None`: `nn.CrossEntropyLoss()`
     optimizer: torch.optim.Optimizer | None = None,  # `None`: Adam
     metrics: dict[str, Callable] | None = None,  # `None`: what suits the loss
@@ -60,12 +59,16 @@ def fit(
     if lr is not None and optimizer is not None: raise ValueError("lr is for fit's own Adam; give lr or optimizer")
     loss_fn = nn.CrossEntropyLoss() if loss_fn is None else loss_fn
     check_trainer_arguments(model, loss_fn, optimizer, metrics)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if lr is None else lr) if optimizer is None else optimizer
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3 if lr is None else lr)
     own = check_callbacks(callbacks, Callback)
-    chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), KeepMemory(), PrefetchToDevice()]
-    chosen += [] if channels_last is False else [ChannelsLast()]
-    chosen += [] if precision == "fp32" else [MixedPrecision(precision)]
-    chosen += [Compile()] if compile else []
+    chosen: list[Callback] = [ExplainWorkerErrors(), Checks(ignore), KeepMemory()]
+    if channels_last is not False:
+        chosen.append(ChannelsLast())
+    if precision != "fp32":
+        chosen.append(MixedPrecision(precision))
+    if compile:
+        chosen.append(Compile())
     if checkpoint_dir is not None:
         chosen.append(Checkpoints(checkpoint_dir, resume))
     if seed is not None or checkpoint_dir is not None:
@@ -73,11 +76,10 @@ def fit(
     if patience is not None:
         monitor = "train_loss" if valid_dataloader is None else "valid_loss"
         chosen += [EarlyStopping(monitor, patience), BestWeights(monitor)]
-    if schedule != "none" or max_lr is not None:
+    if schedule != "none":
         if any(isinstance(callback, LRScheduler) for callback in own):
-            raise ValueError("schedule (or max_lr) and a scheduler in callbacks would both set the learning rate")
-        rates = [group["lr"] for group in optimizer.param_groups] if max_lr is None else max_lr
-        chosen.append(SCHEDULES["onecycle" if schedule == "none" else schedule](rates))
+            raise ValueError("schedule and a scheduler in callbacks would both set the learning rate")
+        chosen.append(SCHEDULES[schedule]([group["lr"] for group in optimizer.param_groups]))
     trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen + own, progress=progress)
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer

@@ -39,12 +39,13 @@ class _SeededDataset(Dataset):
 
     def __getitems__(self, indices: SeededIndices) -> list:
         samples = []
-        for index in () if self.in_batches else indices:
-            if self.random:
-                seed = _sample_seed(indices.seed, index)
-                seed_generators(seed)
-                _seed_own(self.innermost, derive_seed(seed, 1))
-            samples.append(self.dataset[index])
+        if not self.in_batches:
+            for index in indices:
+                if self.random:
+                    seed = _sample_seed(indices.seed, index)
+                    seed_generators(seed)
+                    _seed_own(self.innermost, derive_seed(seed, 1))
+                samples.append(self.dataset[index])
         # for a dataset or a `collate_fn` that works on whole batches
         seed = derive_seed(_sample_seed(indices.seed, indices[0]), len(indices))
         seed_generators(seed)

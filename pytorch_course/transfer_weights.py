@@ -46,7 +46,8 @@ class LoadReport:
         shapes = [f"{name} {there}, in the model {here}" for name, (there, here) in self.mismatched_shapes.items()]
         kinds = {"missing": self.missing_keys, "unexpected": self.unexpected_keys, "wrong shape": shapes}
         if self.other_classes or shapes:
-            kinds["classes there"], kinds["classes here"] = (names or [] for names in self.class_names)
+            kinds["classes there"] = self.class_names[0] or []
+            kinds["classes here"] = self.class_names[1] or []
         parts = {kind: shorten_list([str(name) for name in names], limit) for kind, names in kinds.items() if names}
         return separator.join(f"{kind}: {names}" for kind, names in parts.items())
 
@@ -80,7 +81,8 @@ def match_state_dict(
               for short, name in ours.items() if short in theirs}
     fitting = {ours[short]: theirs[short] for short, (there, here) in shapes.items() if there == here}
     wrong = {short: pair for short, pair in shapes.items() if ours[short] not in fitting}
-    missing, unexpected = ([key for key in a if key not in b] for a, b in ((ours, theirs), (theirs, ours)))
+    missing = [name for name in ours if name not in theirs]
+    unexpected = [name for name in theirs if name not in ours]
     matched = [short for short in shapes if short not in wrong]
     return LoadReport(source, matched, missing, unexpected, wrong, class_names), fitting
 

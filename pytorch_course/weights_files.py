@@ -103,10 +103,14 @@ def _explain_write_errors(path: Path, size: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause, from_rust = error, re.search(r"os error (\d+)", str(error))  # the second is how safetensors says it
+        from_rust = re.search(r"os error (\d+)", str(error))  # how safetensors says it
+        cause = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__  # PyTorch hides it behind another one
-        number = cause.errno if cause else from_rust and int(from_rust[1])
+        if cause is not None:
+            number = cause.errno
+        else:
+            number = int(from_rust[1]) if from_rust else None
         if not number: raise
         space = f"it needs {size:,} bytes, {shutil.disk_usage(path.parent).free:,} are free"
         reason = f"cannot write {path}: {os.strerror(number)}; {space}; an older file of this name is untouched"
