@@ -239,10 +239,10 @@ def doctor(
 ) -> int:
     "Check what would fail on this machine, and how to fix it. Exit status 1 if something would."
     from pytorch_course import get_data as datasets
-    from pytorch_course.doctor import diagnose, diagnose_images, diagnose_parts, print_report
+    from pytorch_course.doctor import diagnose, diagnose_data, print_report
     if data is None: return print_report(diagnose(".", root), json)
     folder = data if data and Path(data).is_dir() else datasets.get_data(data, root)
-    return print_report(diagnose_images(folder) + diagnose_parts(folder), json)
+    return print_report(diagnose_data(folder), json)
 
 # %% ../nbs/06_going_modular.ipynb #47982072
 def main(
