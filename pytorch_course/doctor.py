@@ -9,7 +9,6 @@ __all__ = ['Finding', 'format_report', 'diagnose', 'diagnose_data', 'print_repor
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -70,12 +68,6 @@ def _ask_process(code: str, timeout: float = 60) -> dict:
 # %% ../nbs/4_tools/52_doctor.ipynb #ccf401f9
 _INSTALL = "python -m pip install --upgrade"
 
-def _find_version(name: str) -> str | None:
-    "The version of an installed package; `None` when it is missing."
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
-
 def _judge_packages(lines: list[str], find_version: Callable[[str], str | None]) -> Iterator[Finding]:
     "Whether every package that is needed is there, in a version that fits."
     from packaging.requirements import Requirement  # here, so that a missing one does not end the program
@@ -83,16 +75,16 @@ def _judge_packages(lines: list[str], find_version: Callable[[str], str | None])
     for line in lines:
         if "extra ==" in line: continue
         need = Requirement(line)
-        version, wanted = find_version(need.name), f"{need.name}{need.specifier}"
+        wanted = f"{need.name}{need.specifier}"
+        try:
+            version = find_version(need.name)
+        except metadata.PackageNotFoundError:
+            version = None
         fits = version and need.specifier.contains(Version(version).base_version)
         fails = None if fits else f"{wanted} is needed"
         yield Finding(need.name, version or "missing", fails, advice=f'{_INSTALL} "{wanted}"')
 
 # %% ../nbs/4_tools/52_doctor.ipynb #f9c31c80
-def _probe_torchvision() -> dict:
-    import torchvision  # fails if its compiled part does not fit to torch
-    return {"works": f"version {torchvision.__version__}"}
-
 def _probe_torch() -> dict:
     import torch
     from pytorch_course.tensors import _available_devices
@@ -188,8 +180,9 @@ def _check_machine(folder: str | Path, data: str | Path) -> Iterator[Finding]:
     yield _judge_space("data folder", lambda: _look_at_folder(Path(folder, data)))
 
 def _check_torch() -> Iterator[Finding]:
-    code = "import json; from pytorch_course import doctor; print(); print(json.dumps(doctor._probe_{}()))"
-    torch, torchvision = (_ask_process(code.format(name)) for name in ("torch", "torchvision"))
+    torch = _ask_process("import json; from pytorch_course import doctor; print(json.dumps(doctor._probe_torch()))")
+    code = "import json, torchvision; print(json.dumps({'works': f'version {torchvision.__version__}'}))"
+    torchvision = _ask_process(code)  # fails if its compiled part does not fit to torch
     return _judge_torch(torch, torchvision, _look_for_gpu(), _measure_cuda())
 
 def diagnose(
@@ -200,7 +193,7 @@ def diagnose(
     findings = []
     checks = {
         "machine": lambda: _check_machine(folder, data),
-        "packages": lambda: _judge_packages(metadata.requires("pytorch_course") or [], _find_version),
+        "packages": lambda: _judge_packages(metadata.requires("pytorch_course") or [], metadata.version),
         "torch": _check_torch,
     }
     for name, check in checks.items():

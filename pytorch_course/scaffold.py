@@ -12,7 +12,6 @@ from contextlib import suppress
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 # %% ../nbs/4_tools/51_scaffold.ipynb #968083eb
 _LESSON = re.compile(r"^from pytorch_course\.(\w+) import (.+)$", re.MULTILINE)
@@ -53,19 +52,6 @@ def _requirements() -> str:
     return "".join(f"{bounds.get(name, name)}\n" for name in ("torch", "torchvision", "numpy", "pillow", "tqdm"))
 
 # %% ../nbs/4_tools/51_scaffold.ipynb #326fcca3
-def _write_all(texts: dict[str, str], target: Path):
-    "Write all files, or none of them."
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        complete = Path(temporary)/"scripts"
-        complete.mkdir()
-        for name, text in texts.items():
-            (complete/name).write_text(text, encoding="utf-8", newline="\n")
-        if target.exists():  # empty, and perhaps somebody's current folder, so it stays
-            for path in complete.iterdir():
-                path.replace(target/path.name)
-        else:
-            complete.rename(target)
-
 def scaffold(
     directory: str | Path,  # new or empty folder
     with_food_shapes: bool = False,  # add the program that draws pizza, steak and sushi; `get_data.py` then uses it
@@ -77,13 +63,7 @@ def scaffold(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{directory} is not an empty folder; choose a new one")
     texts = _templates(with_food_shapes)
-    made = [folder for folder in target.parents if not folder.exists()]  # nearest first
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_all(texts, target)
-    except BaseException:  # Ctrl-C too
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (target/name).write_text(text, encoding="utf-8", newline="\n")
     return [Path(directory)/name for name in texts]

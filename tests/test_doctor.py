@@ -233,7 +233,7 @@ def test_many_damaged_images_are_all_listed():
     assert report.endswith("8.png and 491 more")
 
 
-@pytest.mark.parametrize("name", ["available_memory", "_find_version", "_look_for_gpu"])
+@pytest.mark.parametrize("name", ["available_memory", "_judge_packages", "_look_for_gpu"])
 def test_every_question_may_fail(name, monkeypatch):
     "A question that nobody could answer is a finding, and all other checks go on."
     def surprise(*_):
