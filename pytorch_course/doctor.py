@@ -128,15 +128,15 @@ def _judge_torch(torch: dict, torchvision: dict, gpu: str | None, cuda: int) -> 
     for name, value in devices.items():
         fails = None if value == "computes correctly" else "nothing could be trained on it"
         yield Finding(f"device {name}", value, fails, advice="see what nvidia-smi says, or choose --device cpu")
-    best, hint = next(iter(devices), "unknown"), None
-    if gpu and best == "cpu":
+    sees_gpu = any(name != "cpu" for name in devices)
+    if gpu and devices and not sees_gpu:
         hint = f"training would be slow: torch, {torch['works']}, cannot use the {gpu} in this machine"
-    advice = "unset CUDA_VISIBLE_DEVICES, update the driver, or install another torch (pytorch.org/get-started)"
-    yield Finding("best device", best, None, hint, advice)
-    if cuda:
-        hint = None if gpu or best.startswith("cuda") else "they need an NVIDIA GPU, and none was found here"
+        advice = "unset CUDA_VISIBLE_DEVICES, update the driver, or install another torch (pytorch.org/get-started)"
+        yield Finding("GPU", gpu, None, hint, advice)
+    if cuda and not gpu and not sees_gpu:
+        hint = f"{cuda / 1e9:.1f} GB of CUDA libraries need an NVIDIA GPU, and none was found here"
         advice = f"to save the space, begin a new environment with: python -m pip install {_CPU_INDEX}"
-        yield Finding("CUDA libraries", f"{cuda / 1e9:.1f} GB", None, hint, advice)
+        yield Finding("GPU", "none", None, hint, advice)
     threads, usable = torch.get("threads", 0), cpu_count()
     hint = f"{threads} threads on them slow each other down" if threads > usable else None
     yield Finding("cores", f"{usable} usable of {os.cpu_count()}", None, hint, f"export OMP_NUM_THREADS={usable}")

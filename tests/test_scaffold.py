@@ -593,6 +593,13 @@ def test_the_teaching_script_runs_unchanged(project, capsys):
 # the folder
 
 
+def test_the_packages_are_those_of_the_library(project):
+    lines = (project.folder / "requirements.txt").read_text().split()
+    assert {line.partition(">")[0] for line in lines} == {"torch", "torchvision", "numpy", "pillow", "tqdm"}
+    settings = Path(__file__).resolve().parent.parent / "settings.ini"
+    assert {*lines} <= {*settings.read_text().partition("\nrequirements =")[2].partition("\n")[0].split()}
+
+
 def test_the_command(command, tmp_path):
     done = command("scaffold", "my scripts")
     assert (done.status, done.err) == (0, "")
