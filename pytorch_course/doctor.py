@@ -80,9 +80,11 @@ def _judge_packages(lines: list[str], find_version: Callable[[str], str | None])
             version = find_version(need.name)
         except metadata.PackageNotFoundError:
             version = None
-        fits = version and need.specifier.contains(Version(version).base_version)
-        fails = None if fits else f"{wanted} is needed"
-        yield Finding(need.name, version or "missing", fails, advice=f'{_INSTALL} "{wanted}"')
+        base = Version(version or "0").base_version
+        broken = [bound.operator for bound in need.specifier if not bound.contains(base)]
+        fails = f"{wanted} is needed" if not version or ">=" in broken else None
+        hint = f"never tried with this version, only with {wanted}" if broken else None
+        yield Finding(need.name, version or "missing", fails, hint, f'{_INSTALL} "{wanted}"')
 
 # %% ../nbs/4_tools/52_doctor.ipynb #f9c31c80
 def _probe_torch() -> dict:
