@@ -16,15 +16,6 @@ from .command_line import make_parser, run_command
 from .inference import evaluate, predict
 
 # %% ../nbs/06_going_modular.ipynb #64b6a9c7
-def _count_files(split: Path) -> dict[str, int]:
-    "Files in each class folder, hidden ones aside. Raises `ValueError` for an empty class."
-    counts = {}
-    for folder in sorted(split.glob("[!.]*/")):
-        files = [path for path in folder.rglob("[!.]*") if path.is_file()]
-        if not files: raise ValueError(f"no files in {folder}; remove the folder or fill it")
-        counts[folder.name] = len(files)
-    return counts
-
 def get_data(
     name: str,  # name of a data set, or a folder or zip file of your own
     root: str = "data",  # folder for data sets
@@ -37,11 +28,13 @@ def get_data(
     """
     from pytorch_course import data, get_data as datasets
     folder = datasets.get_data(name, root)
+    parts, counts = data.find_parts(folder), []
     words = {"train": "training", "valid": "validation", "all": "unsplit"}
-    parts = {part: _count_files(place) for part, place in data.find_parts(folder).items()}
-    counts = [f"{sum(n.values()):,} {words.get(part, part)}" for part, n in sorted(parts.items())]
-    classes = len(next(iter(parts.values())))
-    print(f"{folder}: {' and '.join(reversed(counts))} files in {classes} classes")
+    for part in sorted(parts, reverse=True):
+        files = [path for path in parts[part].glob("[!.]*/**/[!.]*") if path.is_file()]
+        counts.append(f"{len(files):,} {words.get(part, part)}")
+    classes = [*next(iter(parts.values())).glob("[!.]*/")]
+    print(f"{folder}: {' and '.join(counts)} files in {len(classes)} classes")
 
 # %% ../nbs/06_going_modular.ipynb #467f9c03
 def _prepare(args: SimpleNamespace) -> SimpleNamespace:
@@ -239,10 +232,10 @@ def doctor(
 ) -> int:
     "Check what would fail on this machine, and how to fix it. Exit status 1 if something would."
     from pytorch_course import get_data as datasets
-    from pytorch_course.doctor import diagnose, diagnose_images, diagnose_parts, print_report
+    from pytorch_course.doctor import diagnose, diagnose_data, print_report
     if data is None: return print_report(diagnose(".", root), json)
     folder = data if data and Path(data).is_dir() else datasets.get_data(data, root)
-    return print_report(diagnose_images(folder) + diagnose_parts(folder), json)
+    return print_report(diagnose_data(folder), json)
 
 # %% ../nbs/06_going_modular.ipynb #47982072
 def main(

@@ -71,18 +71,16 @@ def _unused_notes(output, named):
 def _check_recorded(output):
     if not isinstance(output, Tensor): raise ValueError(f"draw_graph draws a tensor, got {type(output).__name__}")
     if output.grad_fn is not None: return
-    reason = "no input has requires_grad=True, or it was detached or computed inside torch.no_grad()"
+    reason = "compute it from a tensor with requires_grad=True, outside of torch.no_grad() and inference_mode()"
     if output.requires_grad:
         reason = "it is a leaf, not computed from anything; draw something computed from it, such as its sum"
-    elif output.is_inference():
-        reason = "it was computed inside torch.inference_mode(); compute it again outside of it"
     raise ValueError(f"there is no graph behind this tensor of shape {tuple(output.shape)}: {reason}")
 
 def draw_graph(
     output: Tensor,  # the result whose graph is drawn, for example a loss
     params: Mapping[str, Tensor] | nn.Module | None = None,  # tensors by name, or a model
     *,
-    max_nodes: int = 40,  # the most nodes that are drawn, those nearest to `output`; a note counts the others
+    max_nodes: int = 40,  # the most nodes that are drawn, the last ones; a note counts the others
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
     """Draw what autograd recorded for `output`: leaves at the top, operations, the result at the bottom.
 

@@ -146,31 +146,20 @@ def _set_columns(layers):
     return layers
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #2bb30295
-def _nearest(nodes, max_nodes):
-    "The nodes nearest to the result; all of them, if they are not too many."
-    if len(nodes) <= max_nodes: return nodes
-    kept = [nodes[-1]]
-    for node in kept:  # breadth first: the list grows while we read it
-        kept += [source for source in dict.fromkeys(node.inputs) if source not in kept][:max_nodes - len(kept)]
-    return kept
-
 def draw_nodes(
     nodes: Iterable[GraphNode],  # a graph: every node after its inputs, the result last; left as they are
     description: str,  # the drawing in words, for people who listen to the page
     notes: Iterable[GraphNode] = (),  # nodes without arrows, shown below the graph
-    max_nodes: int = 40,  # the most nodes that are drawn, those nearest to the result; a note counts the others
+    max_nodes: int = 40,  # the most nodes that are drawn, the last ones; a note counts the others
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
-    "Draw a graph, its leaves at the top. Raises `ValueError` without nodes, or if one comes before its inputs."
-    nodes, copies = list(nodes), {}
-    if not nodes: raise ValueError("there is nothing to draw: the list of nodes is empty")
+    "Draw a graph, its leaves at the top. Raises `ValueError` if no node may be drawn."
     if max_nodes < 1: raise ValueError(f"max_nodes must be 1 or more, got {max_nodes}")
-    kept = _nearest(nodes, max_nodes)
-    others = Counter(node.kind for node in nodes if node not in kept)
+    nodes, copies = list(nodes), {}
+    left_out = nodes[:-max_nodes]
+    others = Counter(node.kind for node in left_out)
     note = GraphNode("note", [("title", f"… {others['op']} more operations, {others['leaf']} more leaves")])
     for node in nodes:
-        if late := [source.lines[0][1] for source in node.inputs if source not in copies]:
-            raise ValueError(f"{late} must come before {node.lines[0][1]!r}: list every node after its inputs")
         inputs = [copies[source] for source in node.inputs]
-        copies[node] = replace(node, inputs=inputs) if node in kept else note
+        copies[node] = note if len(copies) < len(left_out) else replace(node, inputs=inputs)
     layers = [[replace(node)] for node in notes] + _assign_layers(list(dict.fromkeys(copies.values())))
     return GraphDrawing(_write_svg(_set_columns(layers), description), description)

@@ -37,8 +37,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
     "Make a folder and write to it; when the block fails before there is a checkpoint, remove it again."
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path/"checkpoints").mkdir(exist_ok=True)  # can we write there?
+        (path/"checkpoints").mkdir(parents=True, exist_ok=True)  # can we write there?
     except OSError as error:
         raise ValueError(f"cannot write to {path}: {error.strerror}") from None
     try:
@@ -203,8 +202,7 @@ def choose_model(
     cls = get_model_class(name)
     takes = inspect.signature(cls).parameters
     if not accepts_classes(cls):
-        advice = "its __init__ must accept num_classes (or output_shape)" if ".py:" in name else "choose tinyvgg, say"
-        raise ValueError(f"{name} does not classify images: {advice}")
+        raise ValueError(f"{name} does not classify images: its __init__ must accept num_classes (or output_shape)")
     channels = channels if {"input_shape", "channels", "in_channels"} & {*takes} else 3
     default = getattr(takes.get("image_size"), "default", None)
     transform = ImageTransform(default if isinstance(default, int) else 64, channels)
@@ -250,11 +248,11 @@ def save_run(
 def describe_performance(model, dataloaders: list, settings: list[str]) -> str:
     "What makes a run fast, in a line: cache, memory format, settings such as the precision, threads and workers."
     import torch
-    caches = [getattr(dataloader.dataset, "cache", None) for dataloader in dataloaders]
-    caches = [cache for cache in caches if cache is not None and cache.pixels is not None]
+    caches = [dataloader.dataset.cache for dataloader in dataloaders]
     places = " and ".join(sorted({"files" if cache.path else "memory" for cache in caches}, reverse=True))
     size = sum(cache.nbytes for cache in caches) / 1e6
-    decoded = f"once ({size:,.1f} MB in {places})" if len(caches) == len(dataloaders) else "in every epoch"
+    decoded = f"once ({size:,.1f} MB in {places})" if caches[0].pixels is not None else "in every epoch"
     channels_last = any(p.ndim == 4 and not p.is_contiguous() for p in model.parameters())
-    parts = [f"images decoded {decoded}", *(["channels_last"] if channels_last else []), *settings]
+    memory_format = ", channels_last" if channels_last else ""
+    parts = [f"images decoded {decoded}{memory_format}", *settings]
     return ", ".join([*parts, f"threads {torch.get_num_threads()}", f"workers {dataloaders[0].num_workers}"])

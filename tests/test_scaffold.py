@@ -593,18 +593,11 @@ def test_the_teaching_script_runs_unchanged(project, capsys):
 # the folder
 
 
-def test_nothing_is_written_when_something_fails(tmp_path, monkeypatch):
-    write, written = Path.write_text, []
-
-    def full_disk(self, *args, **kwargs):
-        written.append(self)
-        if len(written) == 5: raise OSError(28, "No space left on device")
-        return write(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError):
-        scaffold(tmp_path / "deep" / "scripts")
-    assert len(written) == 5 and list(tmp_path.iterdir()) == []
+def test_the_packages_are_those_of_the_library(project):
+    lines = (project.folder / "requirements.txt").read_text().split()
+    assert {line.partition(">")[0] for line in lines} == {"torch", "torchvision", "numpy", "pillow", "tqdm"}
+    settings = Path(__file__).resolve().parent.parent / "settings.ini"
+    assert {*lines} <= {*settings.read_text().partition("\nrequirements =")[2].partition("\n")[0].split()}
 
 
 def test_the_command(command, tmp_path):
