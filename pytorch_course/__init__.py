@@ -42,7 +42,9 @@ The ground floor
 """
 __version__ = "0.1.0"
 
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -72,7 +74,14 @@ else:  # a module is imported when it is needed
         from importlib import import_module
         if name in _HOME: return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
         if not name.startswith("_") and name in __dir__(): return import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; help({__name__}) shows what there is")
+        message = f"module {__name__!r} has no attribute {name!r}; help({__name__}) shows what there is"
+        for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # nothing is imported
+            if not re.search(rf"(?m)^__all__ = \[[^]]*'{name}'", path.read_text(encoding="utf-8")): continue
+            message = f"{name} is in a module: from {__name__}.{path.stem} import {name}"
+            if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":  # it would drop the message
+                raise ImportError(message)
+            break
+        raise AttributeError(message)
 
     def __dir__() -> list[str]:
         from pkgutil import iter_modules
