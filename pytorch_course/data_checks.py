@@ -23,7 +23,7 @@ from .weights_files import leaves
 CHECKS = {
     "unshuffled": "a mixture of classes in every batch: DataLoader(..., shuffle=True)",
     "random_validation": "the same data each time: give the validation data a transform of their own",
-    "overlap": "samples the model has never seen: split the data first, for example by split_dataset",
+    "overlap": "samples the model has never seen: split the data first, for example by random_split",
     "head": "as many outputs as classes: build the model with output_shape=len(class_names)",
     "lengths": "one label for every input: look at the data set's __getitem__ and at collate_fn",
     "float64": "the same type for the input and the weights: X = X.float()",
