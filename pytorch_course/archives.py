@@ -99,7 +99,7 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
             if _is_disk_error(error): raise
             raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
 
-def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
+def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted=None):
     "Check all members, then unpack those that are wanted into a fresh folder, and rename it."
     checked = _check_members(members, path.stat().st_size, folder)
     visible = [member for member in checked if not re.search(r"(^|/)(__MACOSX(/|$)|\.)", member.name)]
@@ -141,12 +141,11 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
 def extract_zip(
     path: str | Path,  # zip file
     folder: str | Path,  # a new folder, or an empty one
-    wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
 ):
     "Unpack a zip file, all of it or nothing, but no hidden files. Raises `ArchiveError`; `OSError` for a full disk."
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), zipfile.ZipFile(path) as archive:
-        _extract(_zip_members(archive), archive.open, path, folder, wanted)
+        _extract(_zip_members(archive), archive.open, path, folder)
 
 # %% ../nbs/2_data/21_archives.ipynb #1b6ab6fa
 class _BoundedGzip(gzip.GzipFile):
