@@ -47,10 +47,9 @@ def decode_files(
 # %% ../nbs/2_data/27a_decoding.ipynb #a9a7908a
 def find_damaged(
     paths: Sequence[str | Path],  # image files
-    progress: bool = True,  # show a progress bar
 ) -> dict[str, str]:  # path -> reason, in the order of `paths`
     "Which of these cannot be read, and why? Each one is decoded."
-    errors = decode_files(paths, progress=progress)
+    errors = decode_files(paths, progress=True)
     return {path: str(error).removeprefix(f"cannot read {path}: ") for path, error in errors.items()}
 
 # %% ../nbs/2_data/27a_decoding.ipynb #4f321e9f

@@ -111,8 +111,7 @@ def atomic_folder(
         yield None
         return
     if folder.exists():
-        origin = f"made from {made_from(folder)}" if made_from(folder) else "not made by pytorch_course"
-        raise FileExistsError(f"{folder} exists and was {origin}; move it, or choose another root")
+        raise FileExistsError(f"{folder} exists and was not made by pytorch_course ({source}); move it away")
     with temporary_folder(folder) as temporary:
         new = temporary/"new"
         new.mkdir()

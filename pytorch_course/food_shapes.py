@@ -199,9 +199,8 @@ FILLINGS = [(232, 124, 74), (176, 44, 52), (240, 204, 96), (236, 176, 146), (136
 def sushi_piece(kind: str, color: Color) -> list[Part]:
     "A roll with seaweed outside (maki) or inside (uramaki), or rice with a slice of fish (nigiri)."
     if kind == "nigiri":
-        fish = Part(color, 1.1, 0.5, power=3, rise=0.1)
-        stripes = [Part((246, 200, 160), 0.47, 0.035, x, 1.2, power=8) for x in np.arange(-0.75, 0.8, 0.3)]
-        return [RICE._replace(width=1.15, height=0.55, power=3, rise=0.2), fish, *stripes]
+        rice = RICE._replace(width=1.15, height=0.55, power=3, rise=0.2)
+        return [rice, Part(color, 1.1, 0.5, power=3, rise=0.1)]
     outer, inner, share = (SEAWEED, RICE, 0.87) if kind == "maki" else (RICE, SEAWEED, 0.6)
     return [outer._replace(rise=0.3), inner._replace(width=share), Part(color, 0.42, power=3, rise=0.02)]
 
@@ -239,11 +238,11 @@ def write_food_shapes(
     seed: int = 42,  # another seed, another data set
 ) -> Path:  # the folder
     "Write a drawn data set of JPEG files in image-folder layout. Raises `FileExistsError` when there is one already."
-    folder = Path(folder)
     for split, count in (("train", train_per_class), ("test", test_per_class)):
         for kind in FOOD_CLASSES:
-            (folder / split / kind).mkdir(parents=True)
+            place = Path(folder, split, kind)
+            place.mkdir(parents=True)
             for k in range(count):  # even images train, odd ones test
                 image = draw_food(kind, seed, size, 2 * k + (split == "test"))
-                image.save(folder / split / kind / f"{k:04d}.jpg", quality=90)
-    return folder
+                image.save(place/f"{k:04d}.jpg", quality=90)
+    return Path(folder)

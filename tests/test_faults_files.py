@@ -19,6 +19,7 @@ import threading
 import time
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -332,7 +333,7 @@ KILLED_GET_DATA = """
 import sys
 from pytorch_course import get_data
 from pytorch_course.downloads import RemoteFile
-get_data._DATASETS["pets"] = get_data._write_zip(RemoteFile(sys.argv[1], sys.argv[2]))
+get_data._DATASETS["pets"] = get_data.partial(get_data._write_zip, RemoteFile(sys.argv[1], sys.argv[2]))
 get_data.get_data("pets", sys.argv[3])
 """
 
@@ -354,7 +355,7 @@ def test_row_22_get_data_killed_midway(server, tmp_path, monkeypatch):
         not (root / "pets").exists() and len(list(root.rglob("*.part"))) == 2
     )  # the download, and the folder to be filled
     server.go_on.set()
-    monkeypatch.setitem(get_data_module._DATASETS, "pets", get_data_module._write_zip(remote))
+    monkeypatch.setitem(get_data_module._DATASETS, "pets", partial(get_data_module._write_zip, remote))
     assert get_data("pets", root) == root / "pets"
     assert list(root.iterdir()) == [root / "pets"]
     assert sorted(path.name for path in (root / "pets").rglob("*")) == [
