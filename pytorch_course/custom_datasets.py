@@ -66,8 +66,7 @@ class CustomImageDataset(ImageFolder):
         for line, path, label in rows:
             index = int(label) if are_indices else self.class_to_idx.get(label, -1)
             if not 0 <= index < len(self.classes):
-                known = ", ".join(self.classes)
-                raise ValueError(f"{annotations_file}, line {line}: unknown class {label!r}; the classes are {known}")
+                raise ValueError(f"{annotations_file}, line {line}: unknown class {label!r}, not in {self.classes}")
             samples.append((str(path), index))
         self.keep(samples)
 

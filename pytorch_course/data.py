@@ -168,8 +168,9 @@ def _named_parts(folder: Path) -> dict[str, Path]:
     inside, parts = _folders(folder), {}
     for path in inside:
         part = _PARTS.get(path.name.lower())
+        if part is None: continue
         if part in parts: raise ValueError(f"{folder} has two {part} folders; rename one of them")
-        parts |= {part: path} if part else {}
+        parts[part] = path
     is_split = "train" in parts and (len(parts) > 1 or len(inside) == 1)  # else a class of trains
     return parts if is_split else {}
 
@@ -216,13 +217,11 @@ def find_splits(
 # %% ../nbs/01_data.ipynb #a1706838
 def infer_channels(
     dataset: ImageFolder,  # some of its files are looked at, not its transform
-) -> int:  # 1 if 100 of them, evenly spread over the classes, are all gray, else 3
+) -> int:  # 1 if up to 100 of them, evenly spread, are all gray, else 3
     "Does this data set need one channel or three? A file that cannot be read counts as color."
-    total = len(dataset.samples)
-    count = min(100, total)
-    for i in range(count):
-        path = dataset.samples[i * total // count][0]
-        with suppress(Exception), open_image_header(path) as image:
+    samples = dataset.samples
+    for i in np.linspace(0, len(samples) - 1, min(100, len(samples)), dtype=int):
+        with suppress(Exception), open_image_header(samples[i][0]) as image:
             if image.mode in ("1", "L", "LA") or image.mode.startswith("I;16"): continue
         return 3
     return 1
