@@ -65,8 +65,8 @@ class Canvas:
         self.rng, self.size = rng, size  # all random decisions of this image; its side in pixels
         self.layers = np.zeros((4, size, size), np.float32)  # red, green, blue (0 to 1), height (units)
         self.cloud = noise(rng, size, 12) + 0.5 * noise(rng, size, 30)  # `(size, size)`, for spots and bumps
-        self.scale, self.squeeze = rng.uniform((0.36, 0.75), (0.52, 1))
-        self.center, self.direction = rng.uniform(0.34, 0.66, 2), np.exp(1j * rng.uniform(0, 6.3))
+        self.scale, self.squeeze = rng.uniform((0.28, 0.75), (0.54, 1))
+        self.center, self.direction = rng.uniform(0.28, 0.72, 2), np.exp(1j * rng.uniform(0, 6.3))
 
     def mask(self, outline: np.ndarray) -> Image.Image:
         "An image in mode L: white inside the outline, black outside."
