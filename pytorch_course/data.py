@@ -157,7 +157,7 @@ _PARTS |= dict.fromkeys(("val", "valid", "validation"), "valid")
 
 def _folders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        return sorted(Path(entry) for entry in entries if entry.is_dir() and _is_visible(entry.name))
+        return sorted(Path(item) for item in entries if item.is_dir() and _is_visible(item.name))
 
 def _has_files(folder: Path) -> bool:
     with os.scandir(folder) as entries:

@@ -166,7 +166,7 @@ def draw_pizza(canvas: Canvas) -> None:
     sauce = Part((176, 52, 26), rng.uniform(0.8, 0.9), second=(206, 88, 40), rise=-0.13, rough=0.015)
     clip = canvas.paint([crust, sauce])
     cheese = Part((240, 212, 138), wobble=0.1, second=(226, 166, 90), rise=0.035, rough=0.03)
-    for spot in scatter(rng, rng.integers(6, 40), 0.75):  # islands, or nearly a sheet
+    for spot in scatter(rng, int(rng.integers(6, 40)), 0.75):  # islands, or nearly a sheet
         canvas.paint([cheese], spot, rng.uniform(0.14, 0.26), clip=clip)
     for name in rng.permutation(list(TOPPINGS))[:rng.integers(1, 4)]:
         count, size, shape = TOPPINGS[name]
