@@ -99,24 +99,18 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
             if _is_disk_error(error): raise
             raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
 
-def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted):
-    "Check all members, then unpack those that are wanted, and move them into the folder together."
+def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted=None):
+    "Check all members, then unpack those that are wanted into a fresh folder, and rename it."
     checked = _check_members(members, path.stat().st_size, folder)
     visible = [member for member in checked if not re.search(r"(^|/)(__MACOSX(/|$)|\.)", member.name)]
     chosen = [member for member in visible if wanted is None or wanted(member.name)]
-    for top in {folder/member.name.partition("/")[0] for member in chosen} - {folder}:
-        if os.path.lexists(top):
-            raise ArchiveError(f"{top} exists already; move it away, or unpack somewhere else")
-    with temporary_folder(folder/path.name) as fresh:
+    if folder.is_dir() and os.listdir(folder):
+        raise ArchiveError(f"{folder} is not empty; unpack into a new folder")
+    with temporary_folder(folder) as fresh:
         _unpack(chosen, open_member, fresh, path.name)
-        moved = []
-        try:
-            for entry in list(fresh.iterdir()):
-                moved.append(entry.rename(folder/entry.name))
-        except BaseException:  # Ctrl-C too
-            for entry in moved:
-                entry.rename(fresh/entry.name)
-            raise
+        if folder.is_dir():  # Windows does not replace it, even though it is empty
+            folder.rmdir()
+        fresh.rename(folder)
 
 @contextmanager
 def _explain_errors(path: Path) -> Iterator[None]:
@@ -146,13 +140,12 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
 
 def extract_zip(
     path: str | Path,  # zip file
-    folder: str | Path,  # folder to unpack into; made if it is missing
-    wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
+    folder: str | Path,  # a new folder, or an empty one
 ):
     "Unpack a zip file, all of it or nothing, but no hidden files. Raises `ArchiveError`; `OSError` for a full disk."
     path, folder = Path(path), Path(folder)
     with _explain_errors(path), zipfile.ZipFile(path) as archive:
-        _extract(_zip_members(archive), archive.open, path, folder, wanted)
+        _extract(_zip_members(archive), archive.open, path, folder)
 
 # %% ../nbs/2_data/21_archives.ipynb #1b6ab6fa
 class _BoundedGzip(gzip.GzipFile):
@@ -180,7 +173,7 @@ def _tar_members(archive: tarfile.TarFile, stream: _BoundedGzip) -> Iterator[_Me
 
 def extract_tar(
     path: str | Path,  # `.tar.gz` file
-    folder: str | Path,  # folder to unpack into; made if it is missing
+    folder: str | Path,  # a new folder, or an empty one
     wanted: Callable[[str], bool] | None = None,  # which member names to unpack; `None`: all
 ):
     "Unpack a `.tar.gz` file in the same way as `extract_zip`, and raise the same errors."

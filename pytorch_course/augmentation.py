@@ -6,6 +6,7 @@
 __all__ = ['RandomFlipCrop']
 
 # %% ../nbs/2_data/29_augmentation.ipynb #d2fb01ff
+from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -29,20 +30,19 @@ def _crop(
     return windows.index_select(0, begins).view(-1, channels, H, W)
 
 # %% ../nbs/2_data/29_augmentation.ipynb #e1f6f952
+@dataclass(frozen=True)
 class RandomFlipCrop:
     """Flip and shift each image of a batch at random; what moves in is black.
 
     With `seeds`, the result is a function of them; without, they are drawn from PyTorch's global generator. Raises
     `ValueError` for a `padding` below 0 or a `p` outside 0..1.
     """
-    def __init__(
-        self,
-        padding: int = 4,  # shift by at most this many pixels in each direction
-        p: float = 0.5,  # probability of a horizontal flip; 0 for digits and letters
-    ):
-        if padding < 0: raise ValueError(f"padding must be 0 or more pixels, not {padding}")
-        if not 0 <= p <= 1: raise ValueError(f"p must be between 0 and 1, not {p}")
-        self.padding, self.p = padding, p
+    padding: int = 4  # shift by at most this many pixels in each direction
+    p: float = 0.5  # probability of a horizontal flip; 0 for digits and letters
+
+    def __post_init__(self):
+        if self.padding < 0: raise ValueError(f"padding must be 0 or more pixels, not {self.padding}")
+        if not 0 <= self.p <= 1: raise ValueError(f"p must be between 0 and 1, not {self.p}")
 
     def __call__(
         self,
@@ -58,6 +58,3 @@ class RandomFlipCrop:
         source[flipped] = len(X) + np.arange(len(flipped))
         X = torch.cat([X, X.index_select(0, torch.from_numpy(flipped).to(X.device)).flip(-1)])
         return _crop(F.pad(X, [self.padding] * 4), source, down, right, self.padding)
-
-    def __repr__(self) -> str:
-        return f"RandomFlipCrop(padding={self.padding}, p={self.p})"

@@ -18,20 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 from .images import open_image, open_image_header
 
 # %% ../nbs/01_data.ipynb #2c9def90
 def write_digits(
     folder: str | Path,  # where `train/` and `test/` are made
-    test_share: float = 0.2,  # part of every class that is kept for testing
 ) -> Path:  # `folder`
     "Write 1,797 digits (Alpaydin and Kaynak 1998, UCI) as 8 x 8 gray PNG files in class folders."
     from sklearn.datasets import load_digits  # here: scikit-learn takes a second to import
     from sklearn.model_selection import train_test_split
     pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     images = (pixels.reshape(-1, 8, 8) * 255 / 16).round().astype(np.uint8)
-    parts = train_test_split(np.arange(1797), test_size=test_share, stratify=labels, random_state=0)
+    parts = train_test_split(np.arange(1797), test_size=0.2, stratify=labels, random_state=0)
     for split, part in zip(("train", "test"), parts):
         for i in part:
             path = Path(folder, split, str(labels[i]), f"{i:04d}.png")
@@ -158,8 +157,7 @@ _PARTS |= dict.fromkeys(("val", "valid", "validation"), "valid")
 
 def _folders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        folders = sorted(Path(entry) for entry in entries if entry.is_dir())
-    return [path for path in folders if _is_visible(path.name)]
+        return sorted(Path(item) for item in entries if item.is_dir() and _is_visible(item.name))
 
 def _has_files(folder: Path) -> bool:
     with os.scandir(folder) as entries:
@@ -170,8 +168,9 @@ def _named_parts(folder: Path) -> dict[str, Path]:
     inside, parts = _folders(folder), {}
     for path in inside:
         part = _PARTS.get(path.name.lower())
+        if part is None: continue
         if part in parts: raise ValueError(f"{folder} has two {part} folders; rename one of them")
-        parts |= {part: path} if part else {}
+        parts[part] = path
     is_split = "train" in parts and (len(parts) > 1 or len(inside) == 1)  # else a class of trains
     return parts if is_split else {}
 
@@ -181,9 +180,8 @@ def _describe_found(folder: Path) -> str:
     inside = _folders(folder)
     deeper = [path.name for place in inside for path in _folders(place)]
     if deeper:
-        best = max(inside, key=lambda place: len(_folders(place)))
-        outer, inner = (", ".join(names[:4]) for names in ([path.name for path in inside], deeper))
-        return f"found {outer}, which hold folders: {inner}; give one of them alone, such as {best}"
+        outer, inner = ", ".join(path.name for path in inside[:4]), ", ".join(deeper[:4])
+        return f"found {outer}, which hold folders: {inner}; give one of them, such as {inside[0]}"
     are_images = any(_is_image(path.suffix.lower()) for path in folder.iterdir())
     return "found images without class folders" if are_images else "found no class folders"
 
@@ -218,14 +216,12 @@ def find_splits(
 
 # %% ../nbs/01_data.ipynb #a1706838
 def infer_channels(
-    dataset: ImageFolder,  # its files are looked at, not its transform
-    num_files: int = 100,  # how many files to look at, evenly spread over the classes
-) -> int:  # 1 if all of them are gray, else 3
+    dataset: ImageFolder,  # some of its files are looked at, not its transform
+) -> int:  # 1 if up to 100 of them, evenly spread, are all gray, else 3
     "Does this data set need one channel or three? A file that cannot be read counts as color."
-    total = len(dataset.samples)
-    for i in range(count := min(num_files, total)):
-        path = dataset.samples[i * total // count][0]
-        with suppress(Exception), open_image_header(path) as image:
+    samples = dataset.samples
+    for i in np.linspace(0, len(samples) - 1, min(100, len(samples)), dtype=int):
+        with suppress(Exception), open_image_header(samples[i][0]) as image:
             if image.mode in ("1", "L", "LA") or image.mode.startswith("I;16"): continue
         return 3
     return 1
@@ -240,8 +236,7 @@ def find_attributes(
     value = getattr(dataset, name, None)
     if value is not None:
         yield value
-    is_sum = isinstance(dataset, ConcatDataset)
-    for part in dataset.datasets if is_sum else [getattr(dataset, "dataset", None)]:
+    for part in getattr(dataset, "datasets", [getattr(dataset, "dataset", None)]):
         yield from find_attributes(part, name)
 
 # %% ../nbs/01_data.ipynb #43693681
@@ -289,7 +284,7 @@ def create_dataloaders(
     "Batches `X (N, C, H, W)`, `y (N,)`. Raises as `ImageFolder`; `ValueError` if classes differ."
     train_dataset = dataset_class(train_dir, transform)
     test_dataset = dataset_class(test_dir, test_transform or transform)
-    options: dict = dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
-    options |= dict(seed=seed, timeout=timeout)
-    train, test = make_dataloaders(train_dataset, test_dataset, **options)
+    options = dict(batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn)
+    datasets = train_dataset, test_dataset
+    train, test = make_dataloaders(*datasets, seed=seed, timeout=timeout, **options)
     return train, test, train_dataset.classes

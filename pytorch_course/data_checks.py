@@ -21,7 +21,7 @@ from .data import find_attributes
 CHECKS = {
     "unshuffled": "a mixture of classes in every batch: DataLoader(..., shuffle=True)",
     "random_validation": "the same data each time: give the validation data a transform of their own",
-    "overlap": "samples the model has never seen: split the data first, for example by split_dataset",
+    "overlap": "samples the model has never seen: split the data first, for example by random_split",
     "input_dtype": "the same type: X = X.float(), for images with integers X.float() / 255",
     "one_output": "one output per class, or BCEWithLogitsLoss; the softmax of one logit is always 1, the loss always 0",
     "label_shape": "one class index for each prediction",

@@ -41,19 +41,15 @@ def decode_files(
     threads = min(8, cpu_count()) if is_large and get_worker_info() is None else 1
     with ThreadPoolExecutor(threads) as pool:
         results = (map if threads == 1 else pool.map)(work, range(len(names)))
-        try:
-            errors = list(tqdm(results, desc="decoding", total=len(names), **options))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        errors = list(tqdm(results, desc="decoding", total=len(names), **options))
     return {name: error for name, error in zip(names, errors) if error}
 
 # %% ../nbs/2_data/27a_decoding.ipynb #a9a7908a
 def find_damaged(
     paths: Sequence[str | Path],  # image files
-    progress: bool = True,  # show a progress bar
 ) -> dict[str, str]:  # path -> reason, in the order of `paths`
     "Which of these cannot be read, and why? Each one is decoded."
-    errors = decode_files(paths, progress=progress)
+    errors = decode_files(paths, progress=True)
     return {path: str(error).removeprefix(f"cannot read {path}: ") for path, error in errors.items()}
 
 # %% ../nbs/2_data/27a_decoding.ipynb #4f321e9f
@@ -78,5 +74,5 @@ def decode_datasets(
         samples = [sample for sample in dataset.samples if sample[0] not in errors]
         empty = {*dataset.targets} - {target for _, target in samples}
         if empty: raise ImageError(f"no image of class {dataset.classes[min(empty)]!r} can be read in {dataset.root}")
-        dataset.samples, dataset.targets = samples, [target for _, target in samples]
+        dataset.keep(samples, dataset.part)
     decode_datasets(*datasets)  # the others, into a new cache

@@ -50,16 +50,13 @@ def remove_stale_files(
     pattern: str = "*",  # only leftovers of targets with this name; `*` and `?` stand for any characters
     *,
     include_own: bool = True,  # those with the id of this process, too: in a container, a restart often has the same
-) -> int:  # how many were removed
+):
     "Remove temporary files and folders of this module whose process was killed. Those of running processes stay."
-    removed = 0
     for path in list(Path(folder).glob(f".{pattern}.*.part")):
         with suppress(OSError):  # another process may be cleaning up too
             if _is_stale(path, include_own):
                 remove = shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink
                 remove(path)
-                removed += 1
-    return removed
 
 def _temporary_path(path: Path) -> Path:
     "A hidden name in the same folder, so that renaming never has to copy; leftovers of killed processes are removed."
@@ -108,26 +105,20 @@ def atomic_folder(
     folder: str | Path,  # appears when the block ends without an error, and not before
     source: str,  # what it is made from, one line; kept in `folder/.complete`
 ) -> Iterator[Path | None]:  # the temporary folder to fill, or `None` when `folder` is already complete
-    "Make a folder completely or not at all. Raises `FileExistsError` when this function did not make what is there."
+    "Make a folder completely or not at all. Raises `FileExistsError` when something else has that name."
     folder = Path(folder)
     if made_from(folder) == source:
         yield None
         return
-    if folder.exists() and made_from(folder) is None:
-        raise FileExistsError(f"{folder} exists and was not made by pytorch_course; move it, or choose another root")
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists and was not made by pytorch_course ({source}); move it away")
     with temporary_folder(folder) as temporary:
-        new, old = temporary/"new", temporary/"old"
+        new = temporary/"new"
         new.mkdir()
         yield new
         (new/".complete").write_text(source, encoding="utf-8")
-        if made_from(folder) == source: return  # another process was faster
-        try:
-            if folder.exists():
-                folder.rename(old)  # ours, from another version of the source
+        if made_from(folder) != source:  # else another process was faster
             new.rename(folder)
-        finally:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
 
 # %% ../nbs/1_basics/12_files.ipynb #211c0645
 def progress_bar_options() -> dict:  # keyword arguments for `tqdm(...)`

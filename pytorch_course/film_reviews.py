@@ -99,10 +99,9 @@ def write_reviews(
     folder: str | Path,  # where `train/` and `test/` are made
     train: int = 3000,  # number of reviews to train on
     test: int = 1000,  # number of reviews to test on, none of them among the others
-    seed: int = 0,  # given to `generate_reviews`
 ) -> Path:  # `folder`
     "Write made-up film reviews in the layout of the IMDB archive, `train/pos/0_9.txt`: number and stars."
-    for i, (text, label, stars) in enumerate(generate_reviews(train + test, seed)):
+    for i, (text, label, stars) in enumerate(generate_reviews(train + test)):
         split, number = ("train", i) if i < train else ("test", i - train)
         path = Path(folder, split, ("neg", "pos")[label], f"{number // 2}_{stars}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,8 @@ _BLOB_IDS = {  # name -> git's id of the archive, which is in image-folder layou
     "pizza_steak_sushi_20_percent": "dfc8ad2ae9415304d69cc6a0ee443c340cb29049",
 }
 
-def _write_zip(remote: RemoteFile) -> Callable[[Path, Path], None]:
-    "A function that fills a folder from a zip file."
-    return lambda downloads, folder: extract_zip(download(remote, downloads), folder)
+def _write_zip(remote: RemoteFile, downloads: Path, folder: Path):
+    extract_zip(download(remote, downloads), folder)
 
 # %% ../nbs/2_data/25_get_data.ipynb #1ca63c0b
 _FASHION = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
@@ -72,7 +71,7 @@ def _write_imdb(downloads: Path, folder: Path, remote: RemoteFile = IMDB):
 _OFFLINE = {"digits": write_digits, "food_shapes": write_food_shapes, "film_reviews": write_reviews}
 _DATASETS: dict[str, Callable[[Path, Path], object]] = {  # name -> function(folder for downloads, folder to fill)
     **{name: lambda downloads, folder, write=write: write(folder) for name, write in _OFFLINE.items()},
-    **{name: _write_zip(RemoteFile(f"{_FOOD}/{name}.zip", f"git:{blob_id}")) for name, blob_id in _BLOB_IDS.items()},
+    **{name: partial(_write_zip, RemoteFile(f"{_FOOD}/{name}.zip", f"git:{blob}")) for name, blob in _BLOB_IDS.items()},
     "fashion_mnist": partial(_write_torchvision, "FashionMNIST"),
     "cifar10": partial(_write_torchvision, "CIFAR10"),
     "imdb": _write_imdb,

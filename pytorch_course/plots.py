@@ -83,18 +83,16 @@ def plot_loss_curves(
     results: dict[str, list[float]] | list[dict[str, float]] | Any,  # of `train`; `Trainer.history`, or its table
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
     "Loss and, where there is one, accuracy per epoch, training and test. Raises `ValueError` for an empty history."
-    if isinstance(results, list):  # a row per epoch
-        names = {name for row in results for name in row}
-        results = {name: [row.get(name, math.nan) for row in results] for name in names}
-    epochs = range(1, len(results.get("train_loss", ())) + 1)
-    if not epochs: raise ValueError("no epochs to plot")
-    has_accuracy = any(not math.isnan(accuracy) for accuracy in results.get("train_acc", []))
-    kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + has_accuracy]
+    import pandas as pd  # here, so that importing this module stays fast
+    table = pd.DataFrame(results)  # a row per epoch
+    if table.empty: raise ValueError("no epochs to plot")
+    has_accuracy = "train_acc" in table and table["train_acc"].notna().any()
+    kinds = [("loss", "Loss"), ("acc", "Accuracy")][: 1 + bool(has_accuracy)]
     figure, axes = subplots(1, len(kinds), figsize=(3.6 * len(kinds), 2.8))
     for ax, (kind, title) in zip(axes.flat, kinds):
         for split in ("train", "test", "valid"):
-            if f"{split}_{kind}" in results:
-                ax.plot(epochs, results[f"{split}_{kind}"], ".-", label=split)
+            if f"{split}_{kind}" in table:
+                ax.plot(range(1, len(table) + 1), table[f"{split}_{kind}"], ".-", label=split)
         ax.set(title=title, xlabel="epoch", ylabel=title.lower())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)

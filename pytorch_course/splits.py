@@ -11,21 +11,21 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from .downloads import file_hash
 
 # %% ../nbs/2_data/22_splits.ipynb #43d0734f
-def _digest(path: str) -> bytes:
+def _digest(path: str) -> str:
     "A hash of the content; a file that cannot be read is like no other."
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return file_hash(path)
     except OSError:
-        return os.fsencode(path)
+        return path
 
 def _contents(paths: Iterable[str]) -> dict[str, tuple]:
     "For each path something that is equal for files with equal content."
     sizes = {path: os.path.getsize(path) if os.path.exists(path) else -1 for path in paths}
     count = Counter(sizes.values())
-    return {path: (size, _digest(path) if count[size] > 1 else b"") for path, size in sizes.items()}
+    return {path: (size, _digest(path) if count[size] > 1 else "") for path, size in sizes.items()}
 
 def count_shared(
     train_samples: Sequence[tuple[str, int]],  # `(path, class index)`, as in `ImageFolder.samples`

@@ -105,7 +105,7 @@ def test_nothing_is_decoded_after_the_loaders_are_made(folder, monkeypatch):
 
 def test_find_damaged_gives_reasons_in_order(folder):
     paths = sorted((folder/"train"/"cat").iterdir())[:2] + damage(folder/"train"/"cat")
-    found = find_damaged([*paths, folder/"gone.png"], progress=False)
+    found = find_damaged([*paths, folder/"gone.png"])
     assert list(found) == [str(path) for path in (*paths[2:], folder/"gone.png")]
     assert found[str(paths[2])] == "it is empty" and all("\n" not in reason for reason in found.values())
 
