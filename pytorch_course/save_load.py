@@ -164,7 +164,7 @@ def predict_images(
 ) -> list[dict]:  # `{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}` each
     """Classify image files, prepared exactly as in training.
 
-    Raises `FileNotFoundError` or `ImageError` naming a file that cannot be used.
+    Raises `ImageError` naming a file that cannot be used.
     """
     if topk < 1: raise ValueError(f"topk must be at least 1, not {topk}")
     if not paths: return []
