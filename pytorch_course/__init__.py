@@ -75,6 +75,7 @@ else:  # a module is imported when it is needed
         if name in _HOME: return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
         if not name.startswith("_") and name in __dir__(): return import_module(f"{__name__}.{name}")
         message = f"module {__name__!r} has no attribute {name!r}; help({__name__}) shows what there is"
+        if not re.fullmatch("[A-Za-z]\\w*", name): raise AttributeError(message)
         for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # nothing is imported
             if not re.search(rf"(?m)^__all__ = \[[^]]*'{name}'", path.read_text(encoding="utf-8")): continue
             message = f"{name} is in a module: from {__name__}.{path.stem} import {name}"

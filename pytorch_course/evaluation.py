@@ -49,12 +49,12 @@ def classification_report(
 def _check_complete_and_in_order(dataloader):
     "Raises `ValueError` for a loader that is shuffled or leaves samples out; other iterables are taken as they come."
     if not isinstance(dataloader, DataLoader) or isinstance(dataloader.dataset, IterableDataset): return
-    batches = dataloader.batch_sampler or dataloader.sampler
+    batches = dataloader.sampler if dataloader.batch_sampler is None else dataloader.batch_sampler
     sampler = getattr(batches, "sampler", batches)
     if not isinstance(sampler, SequentialSampler):
         raise ValueError(f"the dataloader is shuffled by its {type(sampler).__name__}, so predictions would not be "
                          "in the order of the data set; make it with shuffle=False")
-    if getattr(batches, "drop_last", False):
+    if getattr(batches, "drop_last", False) and len(sampler) % (dataloader.batch_size or 1):
         raise ValueError("the dataloader leaves out the last, incomplete batch; make it with drop_last=False")
 
 def predict(

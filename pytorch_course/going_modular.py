@@ -16,6 +16,12 @@ from .command_line import make_parser, run_command
 from .inference import evaluate, predict
 
 # %% ../nbs/06_going_modular.ipynb #64b6a9c7
+def _count_files(folder: Path) -> int:
+    "Files of a class, hidden ones aside. Raises `ValueError` if there are none."
+    count = sum(path.is_file() for path in folder.glob("**/[!.]*"))
+    if count: return count
+    raise ValueError(f"no files in {folder}; remove the folder or fill it")
+
 def get_data(
     name: str,  # name of a data set, or a folder or zip file of your own
     root: str = "data",  # folder for data sets
@@ -31,12 +37,19 @@ def get_data(
     parts, counts = data.find_parts(folder), []
     words = {"train": "training", "valid": "validation", "all": "unsplit"}
     for part in sorted(parts, reverse=True):
-        files = [path for path in parts[part].glob("[!.]*/**/[!.]*") if path.is_file()]
-        counts.append(f"{len(files):,} {words.get(part, part)}")
-    classes = [*next(iter(parts.values())).glob("[!.]*/")]
+        classes = sorted(parts[part].glob("[!.]*/"))
+        counts.append(f"{sum(map(_count_files, classes)):,} {words.get(part, part)}")
+    classes = [*(parts.get("train") or parts["all"]).glob("[!.]*/")]
     print(f"{folder}: {' and '.join(counts)} files in {len(classes)} classes")
 
 # %% ../nbs/06_going_modular.ipynb #467f9c03
+def _known_transform(args: SimpleNamespace):
+    "How images must be prepared: of a resumed run and for pretrained weights that is known."
+    from pytorch_course import images, transfer_weights
+    if args.resume: return images.ImageTransform(**runs.read_config(args.resume)["transform"])
+    if args.pretrained: return transfer_weights.open_pretrained(args.model, args.pretrained)[2]
+    return None
+
 def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     "The dataloaders of the parts, the description of the model, and the model."
     from pytorch_course import data, image_cache, save_load, transfer_weights
@@ -46,15 +59,15 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     parts = runs.open_parts(config | {"seed": args.seed})
     channels, names = data.infer_channels(parts.train), parts.train.classes
     architecture, kwargs, transform = runs.choose_model(
-        args.model, channels, len(names), *sizes, args.pretrained)
+        args.model, channels, len(names), *sizes, _known_transform(args))
     options: dict = dict(cache=not args.no_cache, draft=args.draft)
-    found = [images for images in (parts.train, parts.test, parts.valid) if images]
+    found = [part for part in (parts.train, parts.test, parts.valid) if part is not None]
     sets = [image_cache.CachedImageFolder(images, transform, **options) for images in found]
     image_cache.decode_datasets(*sets, skip_damaged=args.skip_damaged)
     options = dict(batch_size=args.batch_size, num_workers=args.num_workers, seed=args.seed)
     options |= dict(collate_fn=image_cache.collate_batch)
     train, test, *valid = data.make_dataloaders(*sets, **options)
-    folders = " and ".join(dict.fromkeys(images.root for images in vars(parts).values() if images))
+    folders = " and ".join(dict.fromkeys(part.root for part in found))
     split = f", split by seed {args.seed}" if parts.train.part else ""
     kind = f"{'gray' if channels == 1 else 'color'} ({min(100, len(parts.train))} looked at)"
     info = save_load.ModelInfo(architecture, kwargs, names, transform)
@@ -102,7 +115,8 @@ def _print_settings(args: SimpleNamespace, parts: SimpleNamespace):
     print(f"model   {type(parts.model).__name__}, {parameters}, images {size} x {size}")
     schedule = "" if args.schedule == "none" else f", schedule {args.schedule}"
     steps = f"{args.optimizer} with learning rate {args.learning_rate:g}{schedule}"
-    print(f"device  {args.device}, seed {args.seed}, {steps}{', augmented' * args.augment}")
+    augmented = ", augmented" if args.augment else ""
+    print(f"device  {args.device}, seed {args.seed}, {steps}{augmented}")
 
 def _print_overlap(parts: SimpleNamespace) -> int:
     "A line about each other part with training images in it; how many are in the test part."
@@ -124,14 +138,16 @@ def _print_result(folder: Path, args, parts, accuracy: float, epoch: int, seen: 
     if parts.valid is None:
         told = "used to choose the epoch" if args.patience else "measured after every epoch"
         how = f" ({told}; --valid_share 0.2 keeps some for choosing)"
-    how += f"; {seen:,} of them are training images" if seen else ""
+    if seen:
+        how += f"; {seen:,} of them are training images"
     print(f"\ntest accuracy {accuracy:.1%} on {len(test_samples):,} images{how}")
     model = f"model.pt (of epoch {epoch})" if args.patience else "model.pt"
-    files = ["history.csv", "curves.png", "config.json"] + ["steps.csv"] * bool(args.log_every)
-    print(f"saved in {folder}: {model}, {', '.join(files)}")
+    steps = ", steps.csv" if args.log_every else ""
+    print(f"saved in {folder}: {model}, history.csv, curves.png, config.json{steps}")
     words = ["pytorch-course", "predict", str(folder/"model.pt"), test_samples[0][0]]
     file, own, _ = args.model.rpartition(".py:")
-    words += ["--model_code", f"{file}.py"] if own else []
+    if own:
+        words += ["--model_code", f"{file}.py"]
     print(f"next: {shlex.join(words)}")
 
 # %% ../nbs/06_going_modular.ipynb #20bbfafa
@@ -145,6 +161,7 @@ def _train(args: SimpleNamespace):
     tensors.seed_everything(args.seed)
     parts = _prepare(args)
     config |= parts.config | {"name": parts.name, "device": str(args.device)}
+    config["transform"] = parts.info.to_dict()["transform"]
     if args.augment:
         padding = parts.info.transform.image_size // 8  # 4 of 32 pixels, as is usual
         parts.train.dataset.augment = augmentation.RandomFlipCrop(padding)
@@ -155,7 +172,7 @@ def _train(args: SimpleNamespace):
     options = dict(precision=args.precision, compile=args.compile, device=args.device)
     options |= dict(seed=args.seed, channels_last=False if args.exact else None)
     options |= dict(schedule=args.schedule, patience=args.patience)
-    options |= dict(resume=bool(args.resume) and (not args.changed_data or "changed_data"))
+    options |= dict(resume="changed_data" if args.changed_data else args.resume is not None)
     label = f"{parts.name}-{parts.info.architecture.rpartition(':')[2]}"
     with runs.open_run(label, args.out, args.resume) as folder:
         _print_settings(args, parts)

@@ -152,13 +152,15 @@ def draw_nodes(
     notes: Iterable[GraphNode] = (),  # nodes without arrows, shown below the graph
     max_nodes: int = 40,  # the most nodes that are drawn, the last ones; a note counts the others
 ) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
-    "Draw a graph, its leaves at the top. Raises `ValueError` if no node may be drawn."
+    "Draw a graph, its leaves at the top. Raises `ValueError` for no nodes, and for one before its inputs."
     if max_nodes < 1: raise ValueError(f"max_nodes must be 1 or more, got {max_nodes}")
     nodes, copies = list(nodes), {}
+    if not nodes: raise ValueError("there is nothing to draw: the list of nodes is empty")
     left_out = nodes[:-max_nodes]
     others = Counter(node.kind for node in left_out)
     note = GraphNode("note", [("title", f"… {others['op']} more operations, {others['leaf']} more leaves")])
     for node in nodes:
+        if {*node.inputs} - {*copies}: raise ValueError(f"{node.lines[0][1]!r} must come after all of its inputs")
         inputs = [copies[source] for source in node.inputs]
         copies[node] = note if len(copies) < len(left_out) else replace(node, inputs=inputs)
     layers = [[replace(node)] for node in notes] + _assign_layers(list(dict.fromkeys(copies.values())))

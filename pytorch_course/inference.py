@@ -123,7 +123,7 @@ def _open_test_images(config: dict, info, data: str | None, test_dir: str | None
 def _count_trained(config: dict, samples: list) -> int:
     "How many of these images the run was trained on, as far as that can be known."
     from pytorch_course.splits import count_shared
-    with suppress(OSError, ValueError, KeyError, AttributeError):  # settings or images may be gone
+    with suppress(OSError, ValueError, KeyError, AttributeError), warnings.catch_warnings(action="ignore"):
         return count_shared(open_parts(config | {"valid_dir": None, "test_dir": None}).train.samples, samples)
     return 0
 

@@ -27,6 +27,15 @@ OPTIMIZERS = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim
 _CYCLE = partial(OneCycle, cycle_momentum=False)
 SCHEDULES = {"onecycle": _CYCLE, "cosine": partial(_CYCLE, pct_start=0.0, div_factor=1)}
 
+def _make_schedule(name: str, optimizer: torch.optim.Optimizer) -> OneCycle:
+    "A cycle with the optimizer's learning rates as the highest. Raises `ValueError` where an earlier cycle has ended."
+    rates = [group["lr"] for group in optimizer.param_groups]
+    highest = [group.get("max_lr", 0) for group in optimizer.param_groups]  # of an earlier cycle
+    if all(rate >= 1e-3 * high for rate, high in zip(rates, highest)): return SCHEDULES[name](rates)
+    advice = "set the rates of the optimizer, or make a new one"
+    raise ValueError(f"the learning rate is {min(rates):.1g}, the end of an earlier schedule; {advice}")
+
+# %% ../nbs/3_training/46_recipes.ipynb #626b6140
 def fit(
     model: nn.Module,  # moved to `device` and trained
     train_dataloader: Iterable,  # batches `(X, y)` to learn from
@@ -41,7 +50,7 @@ def fit(
     device: str | torch.device | None = None,  # `None`: where the model is
     seed: int | None = None,  # of order, augmentation and dropout; `None`: not repeatable, or 42 with checkpoints
     checkpoint_dir: str | Path | CheckpointManager | None = None,  # folder for checkpoints, which allow a resume
-    resume: bool = False,  # continue from the newest checkpoint there, if there is one
+    resume: bool | Literal["changed_data"] = False,  # continue from the newest checkpoint there, see `Checkpoints`
     patience: int | None = None,  # stop after so many epochs without a lower loss; keep the best weights
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",  # most of the computation in 32 or 16 bits
     channels_last: bool | None = None,  # memory format; `None`: what is faster; `False`: that of a plain loop
@@ -79,7 +88,7 @@ def fit(
     if schedule != "none":
         if any(isinstance(callback, LRScheduler) for callback in own):
             raise ValueError("schedule and a scheduler in callbacks would both set the learning rate")
-        chosen.append(SCHEDULES[schedule]([group["lr"] for group in optimizer.param_groups]))
+        chosen.append(_make_schedule(schedule, optimizer))
     trainer = Trainer(model, loss_fn, optimizer, metrics, device=device, callbacks=chosen + own, progress=progress)
     trainer.fit(epochs, train_dataloader, valid_dataloader)
     return trainer

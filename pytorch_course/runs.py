@@ -8,7 +8,6 @@ __all__ = ['CHANGEABLE', 'write_config', 'read_config', 'resume_command', 'resum
 
 # %% ../nbs/4_tools/50_runs.ipynb #e32247ea
 import inspect
-import itertools
 import json
 import platform
 import shlex
@@ -25,29 +24,38 @@ from . import __version__
 from .command_line import user_message
 
 # %% ../nbs/4_tools/50_runs.ipynb #34fe8be1
-def _new_path(out: str | None, name: str) -> Path:
-    "The folder for a new run: `out`, or `runs/<name>`, or `runs/<name>-2` ..."
-    if out and any(Path(out).glob("*")): raise ValueError(f"--out {out} is not empty; choose a new folder")
-    if out: return Path(out)
-    candidates = (Path("runs")/(name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-    return next(path for path in candidates if not path.exists())
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("checkpoints/*.pt"))
+
+def _make_folder(out: str | None, name: str) -> tuple[Path, list[Path]]:
+    "Make `out`, or `runs/<name>`, or `runs/<name>-2` ...; the folder of the run, and all folders that were made."
+    n = 1
+    while True:
+        path = Path(out or f"runs/{name}" + (f"-{n}" if n > 1 else ""))
+        made = [folder for folder in (path/"checkpoints", path, *path.parents) if not folder.exists()]
+        try:
+            if any(path.glob("*")): raise FileExistsError
+            path.mkdir(parents=True, exist_ok=bool(out))
+            (path/"checkpoints").mkdir()  # can we write there?
+            return path, made
+        except FileExistsError:  # perhaps by a run that began in this moment
+            if out: raise ValueError(f"--out {out} is not empty; choose a new folder") from None
+        except OSError as error:
+            raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+        n += 1
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    "Make a folder and write to it; when the block fails before there is a checkpoint, remove it again."
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        (path/"checkpoints").mkdir(parents=True, exist_ok=True)  # can we write there?
-    except OSError as error:
-        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+def _new_folder(out: str | None, name: str) -> Iterator[Path]:
+    "The folder for a new run. When the block fails before there is a checkpoint, it is removed again."
+    path, made = _make_folder(out, name)
     try:
         yield path
     except BaseException:
-        if not any(path.glob("checkpoints/*.pt")):
+        if not _has_checkpoint(path):
             with suppress(OSError):
-                for name in ("config.json", "steps.csv"):
-                    (path/name).unlink(missing_ok=True)
-                for folder in (path/"checkpoints", *made):
+                for file in ("config.json", "steps.csv"):
+                    (path/file).unlink(missing_ok=True)
+                for folder in made:
                     folder.rmdir()
         raise
 
@@ -90,14 +98,14 @@ def _resumed_settings(given: dict, names: list[str]) -> dict:
     "The saved settings, completed by those that were given. Raises `ValueError` for those that cannot change."
     folder = Path(given["resume"])
     saved, path = read_config(folder), folder/"config.json"
-    missing = sorted({*names, "train_dir", "test_dir", "name"} - {*saved, "resume"})
+    missing = sorted({*names, "train_dir", "test_dir", "name", "transform"} - {*saved, "resume"})
     if missing: raise ValueError(f"cannot resume: {path} is not complete, {missing[0]} is missing")
     own_code = {"model"} if ".py:" in str(saved.get("model")) else set()  # runs only when the user names it
     if own_code - given.keys():
         raise ValueError(f"resuming runs code of your own; if you trust it, add: --model {shlex.quote(saved['model'])}")
     fixed = sorted(given.keys() - {*CHANGEABLE, *_PLACES, "resume"} - own_code)
     if fixed: raise ValueError(f"--resume takes its settings from {path}; leave out --{fixed[0]}")
-    if (folder/"model.pt").exists() and not any(folder.glob("checkpoints/*.pt")):
+    if (folder/"model.pt").exists() and not _has_checkpoint(folder):
         raise ValueError(f"{folder} is a finished run without checkpoints, so it cannot be resumed; train anew")
     return {name: None if name in _PLACES else saved.get(name) for name in names} | given
 
@@ -117,19 +125,20 @@ def open_run(
     resume: str | None = None,  # the folder of an interrupted run
 ) -> Iterator[Path]:  # the folder
     "The folder of a run; says how to resume when the block ends early. Raises `ValueError` if it cannot be used."
-    path = Path(resume) if resume else _new_path(out, name)
-    try:
-        with nullcontext() if resume else _new_folder(path):
+    with nullcontext(Path(resume)) if resume else _new_folder(out, name) as path:
+        try:
             yield path
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{error}; resume with: {resume_command(path)}" if str(error) else "") from None
-    except SystemExit:  # after SIGTERM; the training has said where it stopped
-        print(f"resume with: {resume_command(path)}", file=sys.stderr)
-        raise
-    except ValueError as error:
-        checkpoints = sorted(path.glob("checkpoints/*.pt"))
-        if not checkpoints or "non_finite" not in str(error): raise
-        raise ValueError(f"{user_message(error)}. The last good checkpoint is {checkpoints[-1]}") from error
+        except KeyboardInterrupt as error:
+            advice = f"; resume with: {resume_command(path)}" if str(error) and _has_checkpoint(path) else ""
+            raise KeyboardInterrupt(f"{error}{advice}") from None
+        except SystemExit:  # after SIGTERM; the training has said where it stopped
+            if _has_checkpoint(path):
+                print(f"resume with: {resume_command(path)}", file=sys.stderr)
+            raise
+        except ValueError as error:
+            if not _has_checkpoint(path) or "non_finite" not in str(error): raise
+            last = max(path.glob("checkpoints/*.pt"))
+            raise ValueError(f"{user_message(error)}. The last good checkpoint is {last}") from error
 
 # %% ../nbs/4_tools/50_runs.ipynb #a4063d33
 def find_data(
@@ -185,18 +194,23 @@ def open_parts(
         for part, kept in zip(("train", *shares), samples):
             parts[part] = ImageFolder(whole)
             parts[part].keep(kept, f"-{part}")
-        single = [name for i, name in enumerate(whole.classes) if "test" in shares and i not in parts["test"].targets]
-        if len(single) == len(whole.classes):
-            raise ValueError(f"{whole.root} has one image of each class, and none is left to test on; add images")
-        if single:
-            warnings.warn(f"{whole.root}: a single image of {', '.join(single)}: trained on, but not tested")
+    for part in shares:
+        found, word = {*parts[part].targets}, "test" if part == "test" else "validation"
+        if not found: raise ValueError(f"{whole.root} has too few images of each class for a {word} part; add images")
+        if few := [name for index, name in enumerate(whole.classes) if index not in found]:
+            warnings.warn(f"{whole.root}: too few images of {', '.join(few)}: none of them in the {word} part")
     return SimpleNamespace(**parts)
 
 # %% ../nbs/4_tools/50_runs.ipynb #a6b8ec57
 def choose_model(
-    name: str, channels: int, num_classes: int, hidden_units: int, image_size: int | None = None, pretrained=False
-) -> tuple:
-    "Architecture, its arguments, and the transform. Raises `ValueError` if it does not classify images."
+    name: str,  # of the model, as for `build_model`
+    channels: int,  # of the images
+    num_classes: int,
+    hidden_units: int,
+    image_size: int | None = None,  # `None`: that of the transform, or the model's own
+    transform=None,  # an `ImageTransform`, when it is known how images must be prepared
+) -> tuple:  # architecture, its arguments, transform
+    "How to build a model for the images, and how to prepare them. `ValueError` if it does not classify images."
     from pytorch_course.images import ImageTransform
     from pytorch_course.model import accepts_classes, get_model_class
     cls = get_model_class(name)
@@ -205,10 +219,7 @@ def choose_model(
         raise ValueError(f"{name} does not classify images: its __init__ must accept num_classes (or output_shape)")
     channels = channels if {"input_shape", "channels", "in_channels"} & {*takes} else 3
     default = getattr(takes.get("image_size"), "default", None)
-    transform = ImageTransform(default if isinstance(default, int) else 64, channels)
-    if pretrained:
-        from pytorch_course.transfer_weights import open_pretrained
-        transform = open_pretrained(name, pretrained)[2] or transform
+    transform = transform or ImageTransform(default if isinstance(default, int) else 64, channels)
     transform = replace(transform, image_size=image_size or transform.image_size)
     known = {"hidden_units": hidden_units, "image_size": transform.image_size}
     known |= dict.fromkeys(("input_shape", "channels", "in_channels"), transform.channels)

@@ -201,7 +201,7 @@ def test_class_folders_are_split_and_the_run_knows_how(command, tmp_path):
     assert line.startswith("data    photos: 25 training, 4 validation and 12 test images in 3 classes from photos, ")
     assert "split by seed 7, gray (25 looked at)" in line  # B8
     assert done.err.count("notes.txt") + done.err.count("*.txt (1)") == 1, "once, not for each time it is looked at"
-    assert "a single image of owl: trained on, but not tested" in done.err
+    assert "too few images of owl: none of them in the test part" in done.err
     parts = open_parts(settings(tmp_path / "run"))
     assert [len(parts.train), len(parts.valid), len(parts.test)] == [25, 4, 12]
     assert count_shared(parts.train.samples, parts.valid.samples + parts.test.samples) == 0
@@ -269,7 +269,7 @@ BAD_LINES = {
     ("--data", "film_reviews"): "these are texts, not images",
     ("--data", "."): "no train and test folders in .",
     ("--data", "several"): "several data sets in several: apple, zebra; name one of them",
-    ("--data", "single"): "one image of each class",
+    ("--data", "single"): "too few images of each class for a test part",
     ("--test_dir", "photos"): "--train_dir, which is missing",
     ("--data", "photos", "--test_share", "1"): "must sum to less than 1",
     ("--data", "photos", "--test_share", "0"): "a number above 0 is needed",

@@ -190,6 +190,44 @@ def test_pretrained_by_a_run_with_another_model():
     assert "holds another network than tinyvgg; add --model my_models.py:Small" in line
 
 
+def test_a_resumed_run_needs_no_pretrained_file():
+    "Another normalization and another folder: what the images need is in the settings of the run."
+    train("--out", "base")
+    train("--pretrained", "base", "--out", "mine")
+    before = torch.load("mine/model.pt", weights_only=True)
+    Path("base").rename("gone")
+    assert command("train", "--resume", "mine", "--epochs", 2)[0] == 0
+    after = torch.load("mine/model.pt", weights_only=True)
+    assert after["info"]["transform"] == before["info"]["transform"]
+
+
+def test_each_part_says_what_it_lacks():
+    for name in ("cat", "dog"):
+        for i in range(2):
+            Path("two", name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (40 * i + 9, 80, len(name))).save(f"two/{name}/{i}.png")
+    line = refused("train", "--data", "two", "--valid_share", 0.2)
+    assert "two has too few images of each class for a validation part; add images" in line
+    for i in range(2, 9):
+        Image.new("RGB", (20, 20), (20 * i, 90, 7)).save(f"two/dog/{i}.png")
+    _, _, err = command("train", "--data", "two", "--valid_share", 0.2, "--epochs", 1)
+    assert "two: too few images of cat: none of them in the validation part" in err
+    assert command("evaluate", "runs/two-tinyvgg")[2].count("too few images") == 1
+
+
+def test_a_run_that_stopped_at_once_does_not_say_how_to_resume():
+    with pytest.raises(KeyboardInterrupt) as stopped, runs.open_run("pets") as folder:
+        raise KeyboardInterrupt("stopped at once")
+    assert str(stopped.value) == "stopped at once" and not folder.exists()
+
+
+def test_two_runs_at_the_same_moment_have_two_folders(monkeypatch):
+    first = runs._make_folder(None, "pets")[0]
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # as the second saw it before the first made it
+    second = runs._make_folder(None, "pets")[0]
+    assert [first, second] == [Path("runs/pets"), Path("runs/pets-2")]
+
+
 def test_an_own_file_that_changed_since_training():
     train("--model", "my_models.py:Small", "--out", "mine")
     Path("my_models.py").write_text(CODE.replace("width=4", "width=5"))
