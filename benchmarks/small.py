@@ -34,17 +34,20 @@ def _memory() -> int:
 
 
 def _cache(folder: str, image_size: str) -> dict:
+    import torch
     from pytorch_course.image_cache import ImageCache
     from pytorch_course.images import ImageTransform
 
     paths = sorted(path for path in Path(folder).rglob("*.*") if path.is_file())
     transform = ImageTransform(int(image_size))
     before = _memory()
-    cache = ImageCache(paths, transform, folder, budget_bytes=2**40).decode_all()
+    cache = ImageCache(paths, transform, folder, budget_bytes=2**40)
+    cache.decode(torch.arange(len(cache)))
     numbers = {"images": len(cache), "bytes": cache.nbytes, "grown": _memory() - before if before else 0}
     with tempfile.TemporaryDirectory() as beside, contextlib.redirect_stderr(io.StringIO()) as messages:
         root, budget_bytes = Path(beside, "images"), cache.nbytes // len(paths)  # the file goes beside this root
-        cache = ImageCache(paths[:200], transform, root, budget_bytes=budget_bytes).decode_all()
+        cache = ImageCache(paths[:200], transform, root, budget_bytes=budget_bytes)
+        cache.decode(torch.arange(len(cache)))
         numbers["file_made"] = cache.path is not None and cache.path.stat().st_size >= cache.nbytes
         numbers["said"] = "kept in the file" in messages.getvalue()
     return numbers

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from tqdm import tqdm
-from .files import progress_bar_options, temporary_folder
+from .files import progress_bar_options, remove_stale_files, temporary_folder
 from .system import free_disk_space
 
 # %% ../nbs/2_data/21_archives.ipynb #69094003
@@ -100,17 +100,22 @@ def _unpack(members: list[_Member], open_member: Callable[[Any], Any], folder: P
             raise ArchiveError(f"{member.name!r} is damaged ({error})") from error
 
 def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path: Path, folder: Path, wanted=None):
-    "Check all members, then unpack those that are wanted into a fresh folder, and rename it."
+    "Check all members, then unpack those that are wanted into a fresh folder, and rename what is there."
     checked = _check_members(members, path.stat().st_size, folder)
     visible = [member for member in checked if not re.search(r"(^|/)(__MACOSX(/|$)|\.)", member.name)]
     chosen = [member for member in visible if wanted is None or wanted(member.name)]
-    if folder.is_dir() and os.listdir(folder):
-        raise ArchiveError(f"{folder} is not empty; unpack into a new folder")
-    with temporary_folder(folder) as fresh:
+    is_new = not os.path.lexists(folder)
+    if not is_new:
+        if not folder.is_dir(): raise ArchiveError(f"{folder} is not a folder; unpack into a new folder")
+        remove_stale_files(folder, include_own=False)
+        if os.listdir(folder): raise ArchiveError(f"{folder} is not empty; unpack into a new folder")
+    with temporary_folder(folder if is_new else folder/"unpacked") as fresh:
         _unpack(chosen, open_member, fresh, path.name)
-        if folder.is_dir():  # Windows does not replace it, even though it is empty
-            folder.rmdir()
-        fresh.rename(folder)
+        if is_new:
+            fresh.rename(folder)
+        else:  # it stays where it is: it may be the current folder, the target of a link, or a disk
+            for unpacked in list(fresh.iterdir()):
+                unpacked.rename(folder/unpacked.name)
 
 @contextmanager
 def _explain_errors(path: Path) -> Iterator[None]:

@@ -89,7 +89,7 @@ def show_batch(
     *,
     size: float = 1.0,  # inches per image
 ):  # a Matplotlib figure; a notebook shows it, `.savefig(path)` keeps it
-    "Show the first images of a batch, with their classes; keeps all random states. `ValueError` without images."
+    "Show the first images of a batch, with their classes; keeps all random states. An error when it has no images."
     batch = dataloader_or_batch
     if isinstance(batch, Dataset):
         batch = DataLoader(batch, batch_size=n)
@@ -99,6 +99,8 @@ def show_batch(
         transform = transform or next(find_attributes(batch.dataset, "transform"), None)
         with preserve_rng_state(batch):
             batch = next(iter(batch))
+    if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[0], torch.Tensor):
+        raise TypeError(f"expected a batch of images and labels, (X, y), not one of type {type(batch).__name__}")
     X, y = batch[:2]
     images = _viewable(X[:n], transform)
     indices = [int(label.argmax() if label.ndim else label) for label in torch.as_tensor(y)[:n]]

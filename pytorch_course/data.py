@@ -93,7 +93,9 @@ def _describe_skipped(skipped: Counter) -> str:
     most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
     reasons = {f"*{extension}": f", needs {package}" for extension, package in _NEEDED.items()}
     names = [f"{name} ({count}{reasons.get(name, '')})" for name, count in most[:6]]
-    return ", ".join(names + ["..."] * (len(most) > 6))
+    if len(most) > 6:
+        names.append("...")
+    return ", ".join(names)
 
 # %% ../nbs/01_data.ipynb #fb42e225
 def _find_samples(root: str, classes: list[str], skipped: Counter) -> list[tuple[str, int]]:
@@ -177,11 +179,11 @@ def _named_parts(folder: Path) -> dict[str, Path]:
 # %% ../nbs/01_data.ipynb #421acedd
 def _describe_found(folder: Path) -> str:
     "What is there instead of class folders."
-    inside = _folders(folder)
-    deeper = [path.name for place in inside for path in _folders(place)]
-    if deeper:
-        outer, inner = ", ".join(path.name for path in inside[:4]), ", ".join(deeper[:4])
-        return f"found {outer}, which hold folders: {inner}; give one of them, such as {inside[0]}"
+    places = [place for place in _folders(folder) if _folders(place)]
+    if places:
+        outer = ", ".join(place.name for place in places[:4])
+        inner = ", ".join([path.name for place in places for path in _folders(place)][:4])
+        return f"found folders in {outer}: {inner}; give one data set, such as {places[0]}"
     are_images = any(_is_image(path.suffix.lower()) for path in folder.iterdir())
     return "found images without class folders" if are_images else "found no class folders"
 

@@ -111,7 +111,7 @@ def atomic_folder(
         yield None
         return
     if folder.exists():
-        raise FileExistsError(f"{folder} exists and was not made by pytorch_course ({source}); move it away")
+        raise FileExistsError(f"{folder} exists and was not made from {source}; move it away")
     with temporary_folder(folder) as temporary:
         new = temporary/"new"
         new.mkdir()

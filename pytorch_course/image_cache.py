@@ -66,12 +66,6 @@ class _ImageStore:
             raise error
         return self.pixels.index_select(0, chosen)
 
-    def decode_all(self):  # itself
-        "Decode now all that are missing, with a progress bar."
-        for error in self.decode(torch.arange(len(self)), progress=True).values():
-            raise error
-        return self
-
     def decode(self, chosen: torch.Tensor, progress: bool = False) -> dict[str, ImageError]:  # path -> error
         "Decode what is missing of the chosen images; without `pixels`, only look at them."
         if self.is_complete: return {}

@@ -67,7 +67,7 @@ def open_image(
     Raises `ImageError`, which names the file, when it is missing, damaged, no image, of a pixel type without a fixed
     range, or larger than `MAX_PIXELS`.
     """
-    if not os.path.isfile(path): raise ImageError(f"no image file at {path}")
+    if not os.path.isfile(path): raise ImageError(f"cannot read {path}: there is no such file")
     try:
         with open_image_header(path) as image:
             if image.format in ("EPS", "WMF"):

@@ -167,13 +167,13 @@ def test_budget_chooses_and_says(images, capsys):
     assert cache.path == images / CACHE_FILE
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and f"kept in the file {images / CACHE_FILE}" in err
-    cache.decode_all()
+    cache.get(range(len(cache)))
     in_a_file(images)
     assert f"taken from the file {images / CACHE_FILE}" in capsys.readouterr().err
 
 
 def test_second_program_decodes_nothing(images, monkeypatch):
-    pixels = in_a_file(images).decode_all().get(range(90))
+    pixels = in_a_file(images).get(range(90))
     assert hidden(images) == [CACHE_FILE]
     monkeypatch.setattr("pytorch_course.decoding.open_image", None)
     again = in_a_file(images)
@@ -182,7 +182,7 @@ def test_second_program_decodes_nothing(images, monkeypatch):
 
 @pytest.mark.parametrize("change", ["content", "time", "removed", "added", "renamed", "damaged", "cut", "empty"])
 def test_changed_files_invalidate(images, change):
-    in_a_file(images).decode_all()
+    in_a_file(images).get(range(90))
     file, store = images / "train" / "cat" / "00.jpg", images / CACHE_FILE
     if change == "content":
         shutil.copyfile(images / "train" / "dog" / "03.jpg", file)
@@ -203,28 +203,28 @@ def test_changed_files_invalidate(images, change):
     cache = in_a_file(images)
     assert not cache.is_complete
     expected = torch.stack([TRANSFORM.resize(Image.open(path).convert("RGB")) for path in paths_of(images / "train")])
-    assert torch.equal(cache.decode_all().get(range(len(cache))), expected)
+    assert torch.equal(cache.get(range(len(cache))), expected)
     assert in_a_file(images).is_complete and hidden(images) == [CACHE_FILE]
 
 
 def test_moved_data_stay_decoded(images):
-    in_a_file(images).decode_all()
+    in_a_file(images).get(range(90))
     assert in_a_file(images.rename(images.with_name("moved"))).is_complete
 
 
 def test_changed_while_it_is_filled_is_not_kept(images):
     cache = in_a_file(images)
     os.utime(images / "train" / "cat" / "00.jpg")
-    cache.decode_all()
+    cache.get(range(len(cache)))
     del cache
     assert hidden(images) == []
 
 
 def test_cache_dir_keeps_data_sets_apart(images, tmp_path):
     for split in ("train", "test"):
-        CachedImageFolder(images / split, TRANSFORM, cache=tmp_path / "store").cache.decode_all()
+        CachedImageFolder(images / split, TRANSFORM, cache=tmp_path / "store").fill_cache()
     other = shutil.copytree(images, tmp_path / "other")
-    CachedImageFolder(other / "train", TRANSFORM, cache=tmp_path / "store").cache.decode_all()
+    CachedImageFolder(other / "train", TRANSFORM, cache=tmp_path / "store").fill_cache()
     assert len(hidden(tmp_path / "store")) == 3 and hidden(images) == []
     assert all(
         CachedImageFolder(f, TRANSFORM, cache=tmp_path / "store").cache.is_complete
@@ -259,7 +259,7 @@ decoding.open_image = open_image
 cache = image_cache.CachedImageFolder(sys.argv[1], ImageTransform(image_size=16), budget_bytes=0).cache
 print("begin", cache.is_complete, flush=True)
 sys.stdin.readline()
-print(hashlib.md5(cache.decode_all().get(range(len(cache))).numpy().tobytes()).hexdigest(), flush=True)
+print(hashlib.md5(cache.get(range(len(cache))).numpy().tobytes()).hexdigest(), flush=True)
 """
 
 
@@ -293,7 +293,7 @@ def test_killed_while_filling(images, after):
     cache = in_a_file(images)
     assert not cache.is_complete and len(hidden(images)) == 1 and hidden(images) != left  # removed
     in_memory = CachedImageFolder(images / "train", TRANSFORM).cache
-    assert torch.equal(cache.decode_all().get(range(90)), in_memory.get(range(90)))
+    assert torch.equal(cache.get(range(90)), in_memory.get(range(90)))
     assert hidden(images) == [CACHE_FILE]
 
 
@@ -313,7 +313,7 @@ from pytorch_course.images import ImageTransform
 def now(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 path = sys.argv[1]
-ImageCache([path] * 2, ImageTransform(224), "/nowhere").decode_all()  # Pillow's and PyTorch's own
+ImageCache([path] * 2, ImageTransform(224), "/nowhere").get([0, 1])  # Pillow's and PyTorch's own
 before = now("VmRSS")
 cache = ImageCache([path] * 400, ImageTransform(224), "/nowhere")
 assert now("VmRSS") - before < 2**20, "nothing is taken before it is needed"

@@ -446,7 +446,7 @@ def test_clashing_folder_is_not_touched(command, tmp_path):
     (tmp_path / "data" / "digits").mkdir(parents=True)
     (tmp_path / "data" / "digits" / "mine.txt").write_text("mine")
     done = command("train")
-    assert done.status == 2 and "was not made by pytorch_course" in done.err
+    assert done.status == 2 and "was not made from digits v1" in done.err
     assert everything(tmp_path) == ["data", "data/digits", "data/digits/mine.txt"]
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from pytorch_course import decoding, images
 from pytorch_course.checkpoints import CheckpointManager, Checkpoints
+from pytorch_course.data import ImageFolder
 from pytorch_course.decoding import find_damaged
 from pytorch_course.going_modular import main
 from pytorch_course.image_cache import CachedImageFolder, ImageCache, create_cached_dataloaders, decode_datasets
@@ -206,7 +207,18 @@ def test_small_files_are_decoded_in_less_time_than_pillow_and_numpy_need(tmp_pat
             times.append(time.process_time() - start)
         return min(times)
 
-    assert best(lambda: ImageCache(paths, transform, tmp_path).decode_all()) < 0.95 * best(long_way)
+    assert best(lambda: ImageCache(paths, transform, tmp_path).decode(torch.arange(len(paths)))) < 0.95 * best(long_way)
+
+
+def test_a_dangling_link_is_named_in_words(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    link = tmp_path / "cat" / "zz.png"
+    link.symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError) as caught:
+        decode_datasets(ImageFolder(tmp_path))
+    assert str(caught.value).startswith(f"cannot read {link}: there is no such file; replace or remove")
 
 
 # ---- kinds of images

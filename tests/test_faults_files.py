@@ -683,6 +683,39 @@ def test_row_29_link_that_stands_in_the_destination(tmp_path, kind, leads_to):
 
 
 @pytest.mark.parametrize("kind", MAKE)
+def test_an_empty_folder_is_filled_where_it_is(tmp_path, kind, monkeypatch):
+    "It may be the current folder, the target of a link, or the place where a disk is mounted."
+    make, extract = MAKE[kind]
+    archive = make(tmp_path / f"archive.{kind}", [FINE, ("top.txt", b"top")])
+    for name in ("absolute", "dot", "linked"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "linked":
+            (folder / ".unpacked.999999999.part").mkdir()  # of a killed program
+        before = folder.stat().st_ino
+        monkeypatch.chdir(folder)
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / "linked")
+        extract(archive, {"absolute": Path.cwd(), "dot": ".", "linked": link}[name])
+        assert link.is_symlink() and folder.stat().st_ino == before and Path.cwd() == folder
+        assert everything(folder) == {"first": None, "first/fine.txt": b"fine", "top.txt": b"top"}
+        link.unlink()
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_file_or_a_broken_link_is_no_destination(tmp_path, kind):
+    make, extract = MAKE[kind]
+    archive = make(tmp_path / f"archive.{kind}", [FINE])
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = everything(tmp_path)
+    for name in ("file", "link"):
+        with pytest.raises(ValueError, match=f"{name} is not a folder; unpack into a new folder"):
+            extract(archive, tmp_path / name)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", MAKE)
 def test_row_30_bombs(tmp_path, kind, monkeypatch):
     refused(tmp_path, kind, [FINE, ("zeros", bytes(20_000_000))], "unpacks to 20,00.,... bytes or more from")
     refused(tmp_path, kind, [FINE, *((f"{i}.txt", bytes(300_000)) for i in range(20))], "bytes or more from")
@@ -982,7 +1015,7 @@ def test_row_34_a_file_that_has_vanished(pets):
     dataset = ImageFolder(pets, TO_TENSOR)
     (pets / "dog" / "2.png").unlink()
     messages = [first_error(dataset, num_workers) for num_workers in (0, 2)]
-    assert messages == [f"no image file at {pets / 'dog' / '2.png'}"] * 2
+    assert messages == [f"cannot read {pets / 'dog' / '2.png'}: there is no such file"] * 2
 
 
 def test_row_35_a_decoder_that_is_verbose(tmp_path, monkeypatch):

@@ -106,9 +106,11 @@ def test_08_a_class_that_the_test_part_lacks(command, tmp_path, flags):
 def test_13_two_levels_and_loose_images(command, tmp_path):
     make_photos(tmp_path / "X" / "animals", ("frogs", "toads"))
     make_photos(tmp_path / "X" / "insects", ("bees",))
+    (tmp_path / "X" / "a text").mkdir()  # comes first, and is no data set
+    (tmp_path / "X" / "a text" / "notes.txt").touch()
     error = command(*FAST, 1, "--data", "X").err
-    assert "found animals, insects, which hold folders: frogs, toads, bees; give one of them, such as" in error
-    assert f"one of them, such as {os.path.join('X', 'animals')}" in error and find_parts(tmp_path / "X" / "animals")
+    assert "found folders in animals, insects: frogs, toads, bees; give one data set, such as" in error
+    assert f"one data set, such as {os.path.join('X', 'animals')}" in error and find_parts(tmp_path / "X" / "animals")
     make_photos(tmp_path / "loose", ("cat",))
     shutil.make_archive(str(tmp_path / "loose"), "zip", tmp_path / "loose" / "cat")
     assert "found images without class folders" in command(*FAST, 1, "--data", "loose.zip").err
