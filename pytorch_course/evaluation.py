@@ -6,7 +6,6 @@
 __all__ = ['confusion_matrix', 'classification_report', 'predict', 'plot_confusion_matrix', 'EvaluationResult', 'evaluate_model']
 
 # %% ../nbs/3_training/42_evaluation.ipynb #e601469d
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
@@ -111,18 +110,17 @@ def plot_confusion_matrix(
 # %% ../nbs/3_training/42_evaluation.ipynb #7e6c387c
 @dataclass(repr=False, eq=False)
 class EvaluationResult:
-    "What there is to know about a classifier on one data set; prints as its accuracy, loss and report."
+    "What there is to know about a classifier on one data set; prints as its accuracy and report."
     accuracy: float  # share of correct predictions in 0..1
-    loss: float | None  # mean over all samples, if a `loss_fn` was given
     matrix: torch.Tensor  # confusion matrix `(C, C)`, rows are true classes
     report: pd.DataFrame  # precision, recall, F1 and support of every class
     logits: torch.Tensor  # `(N, C)`, in the order of the data set
     y: torch.Tensor  # `(N,)`, likewise
 
     def to_dict(self) -> dict:
-        "Accuracy, loss, classes and matrix in types for JSON; `None` where a number has no meaning."
+        "Accuracy, classes and matrix in types for JSON; `None` where a number has no meaning."
         rows = self.report.astype(object).where(self.report.notna(), None).reset_index().to_dict("records")
-        return dict(accuracy=self.accuracy, loss=self.loss, classes=rows, confusion_matrix=self.matrix.tolist())
+        return dict(accuracy=self.accuracy, classes=rows, confusion_matrix=self.matrix.tolist())
 
     def save_matrix(self, path: Path):
         "Save the confusion matrix as a figure (the ending of the name is its format), and as a CSV file beside it."
@@ -132,16 +130,14 @@ class EvaluationResult:
 
     def __repr__(self) -> str:
         correct = self.matrix.diagonal().sum().item()
-        loss = "" if self.loss is None else f", loss {self.loss:.4f}"
         table = self.report.reset_index().to_string(index=False, na_rep="-", float_format="{:.3f}".format, max_rows=60)
-        return f"accuracy {self.accuracy:.1%} ({correct:,} of {len(self.y):,} correct){loss}\n{table}"
+        return f"accuracy {self.accuracy:.1%} ({correct:,} of {len(self.y):,} correct)\n{table}"
 
 def evaluate_model(
     model: nn.Module,  # gives logits `(N, C)`
     dataloader: DataLoader,  # batches `(X, y)`, not shuffled
     class_names: list[str],  # C names, in the order of the class indices
     device: str | torch.device | None = None,  # moves the model there; `None`: where the model is
-    loss_fn: Callable | None = None,  # `loss_fn(logits, y)`, a mean over samples; `None`: no loss
 ) -> EvaluationResult:  # over all samples, whatever the batch size
     "Measure a classifier. Raises `ValueError` for what `predict` refuses, for NaN, and for other than C outputs."
     logits, y = predict(model, dataloader, device)
@@ -150,9 +146,7 @@ def evaluate_model(
         raise ValueError(f"{received}; expected one score for each of {len(class_names)} classes")
     if bad := logits.isnan().any(dim=1).sum().item():
         raise ValueError(f"the model gives NaN for {bad:,} of {len(y):,} samples; did its training diverge?")
-    place = device or "cpu"  # where the weights of `loss_fn` are
-    loss = None if loss_fn is None else float(loss_fn(logits.to(place).float(), y.to(place)))
     predicted = logits.argmax(dim=1)
     matrix = confusion_matrix(y, predicted, len(class_names))
     report = classification_report(y, predicted, class_names)
-    return EvaluationResult((predicted == y).double().mean().item(), loss, matrix, report, logits, y)
+    return EvaluationResult((predicted == y).double().mean().item(), matrix, report, logits, y)

@@ -29,11 +29,10 @@ SCHEDULES = {"onecycle": _CYCLE, "cosine": partial(_CYCLE, pct_start=0.0, div_fa
 
 def _make_schedule(name: str, optimizer: torch.optim.Optimizer) -> OneCycle:
     "A cycle with the optimizer's learning rates as the highest. Raises `ValueError` where an earlier cycle has ended."
-    rates = [group["lr"] for group in optimizer.param_groups]
-    highest = [group.get("max_lr", 0) for group in optimizer.param_groups]  # of an earlier cycle
-    if all(rate >= 1e-3 * high for rate, high in zip(rates, highest)): return SCHEDULES[name](rates)
-    advice = "set the rates of the optimizer, or make a new one"
-    raise ValueError(f"the learning rate is {min(rates):.1g}, the end of an earlier schedule; {advice}")
+    for group in optimizer.param_groups:
+        if group["lr"] >= 1e-3 * group.get("max_lr", 0): continue  # the highest of an earlier cycle
+        raise ValueError(f"a rate of {group['lr']:.1g} is the end of an earlier schedule; make a new optimizer")
+    return SCHEDULES[name]([group["lr"] for group in optimizer.param_groups])
 
 # %% ../nbs/3_training/46_recipes.ipynb #626b6140
 def fit(

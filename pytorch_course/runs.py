@@ -8,6 +8,7 @@ __all__ = ['CHANGEABLE', 'write_config', 'read_config', 'resume_command', 'resum
 
 # %% ../nbs/4_tools/50_runs.ipynb #e32247ea
 import inspect
+import itertools
 import json
 import platform
 import shlex
@@ -27,35 +28,32 @@ from .command_line import user_message
 def _has_checkpoint(folder: Path) -> bool:
     return any(folder.glob("checkpoints/*.pt"))
 
-def _make_folder(out: str | None, name: str) -> tuple[Path, list[Path]]:
-    "Make `out`, or `runs/<name>`, or `runs/<name>-2` ...; the folder of the run, and all folders that were made."
-    n = 1
-    while True:
-        path = Path(out or f"runs/{name}" + (f"-{n}" if n > 1 else ""))
-        made = [folder for folder in (path/"checkpoints", path, *path.parents) if not folder.exists()]
-        try:
-            if any(path.glob("*")): raise FileExistsError
-            path.mkdir(parents=True, exist_ok=bool(out))
-            (path/"checkpoints").mkdir()  # can we write there?
-            return path, made
-        except FileExistsError:  # perhaps by a run that began in this moment
-            if out: raise ValueError(f"--out {out} is not empty; choose a new folder") from None
-        except OSError as error:
-            raise ValueError(f"cannot write to {path}: {error.strerror}") from None
-        n += 1
+def _new_path(out: str | None, name: str) -> Path:
+    "The folder for a new run: `out`, or `runs/<name>`, or `runs/<name>-2` ..."
+    if out and any(Path(out).glob("*")): raise ValueError(f"--out {out} is not empty; choose a new folder")
+    if out: return Path(out)
+    candidates = (Path("runs", name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
 
 @contextmanager
-def _new_folder(out: str | None, name: str) -> Iterator[Path]:
-    "The folder for a new run. When the block fails before there is a checkpoint, it is removed again."
-    path, made = _make_folder(out, name)
+def _new_folder(path: Path) -> Iterator[Path]:
+    "Make a folder and write to it; when the block fails before there is a checkpoint, remove it again."
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path/"checkpoints").mkdir()  # can we write there?
+    except FileExistsError:
+        raise ValueError(f"another run has just begun in {path}; start this one again") from None
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
     try:
         yield path
     except BaseException:
         if not _has_checkpoint(path):
             with suppress(OSError):
-                for file in ("config.json", "steps.csv"):
-                    (path/file).unlink(missing_ok=True)
-                for folder in made:
+                for name in ("config.json", "steps.csv"):
+                    (path/name).unlink(missing_ok=True)
+                for folder in (path/"checkpoints", *made):
                     folder.rmdir()
         raise
 
@@ -125,7 +123,7 @@ def open_run(
     resume: str | None = None,  # the folder of an interrupted run
 ) -> Iterator[Path]:  # the folder
     "The folder of a run; says how to resume when the block ends early. Raises `ValueError` if it cannot be used."
-    with nullcontext(Path(resume)) if resume else _new_folder(out, name) as path:
+    with nullcontext(Path(resume)) if resume else _new_folder(_new_path(out, name)) as path:
         try:
             yield path
         except KeyboardInterrupt as error:

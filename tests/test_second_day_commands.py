@@ -221,11 +221,13 @@ def test_a_run_that_stopped_at_once_does_not_say_how_to_resume():
     assert str(stopped.value) == "stopped at once" and not folder.exists()
 
 
-def test_two_runs_at_the_same_moment_have_two_folders(monkeypatch):
-    first = runs._make_folder(None, "pets")[0]
-    monkeypatch.setattr(Path, "exists", lambda path: False)  # as the second saw it before the first made it
-    second = runs._make_folder(None, "pets")[0]
-    assert [first, second] == [Path("runs/pets"), Path("runs/pets-2")]
+def test_two_runs_at_the_same_moment_do_not_share_a_folder():
+    path = runs._new_path(None, "pets")
+    with runs._new_folder(path) as folder:
+        (folder/"config.json").touch()
+        with pytest.raises(ValueError, match="another run has just begun in runs/pets"), runs._new_folder(path):
+            pass
+        assert (folder/"config.json").exists()
 
 
 def test_an_own_file_that_changed_since_training():
