@@ -121,7 +121,7 @@ class Project:
                 return exit.code
 
     def run(self, script, *words):
-        "Run a whole program; the exit status, or the last words."
+        "Run a whole program; its exit status."
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [script, *map(str, words)])
             try:
@@ -307,6 +307,18 @@ def test_get_data_leaves_what_is_there(scripts, python):
     assert sorted(path.name for path in (scripts / "data").iterdir()) == ["test", "train"]  # no temporary folder
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_get_data_says_what_to_do_when_half_of_it_is_there(project, capsys, split):
+    data = project.folder / "data"
+    (data / split).rename(project.folder / "kept")
+    assert project.run("get_data.py") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and f"{data} lacks train or test images; move it away" in err
+    data.rename(project.folder / "moved")
+    assert project.run("get_data.py") is None
+    assert "600 training and 150 test images" in capsys.readouterr().out
+
+
 def test_food_shapes_only_on_request(python, tmp_path):
     written = scaffold(tmp_path / "scripts", with_food_shapes=True)
     assert written[-1].name == "food_shapes.py" and "2_data/23_food_shapes.ipynb" in written[-1].read_text()
@@ -372,7 +384,11 @@ def test_same_seed_same_model(project):
     assert same(one, again) and not same(one, other)
 
 
-@pytest.mark.parametrize("flags", ["", "--augment --schedule cosine", "--augment --schedule onecycle"])
+WORKERS_AND_DROPOUT = "--num_workers 1 --model cifar10net --lr 0.0001"
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "--augment --schedule cosine", "--augment --schedule onecycle", WORKERS_AND_DROPOUT])
 def test_a_resumed_run_is_the_one_that_was_never_stopped(project, capsys, monkeypatch, flags):
     line = f"{SMALL} --epochs 4 {flags}"
     assert project(line) == 0
@@ -391,7 +407,7 @@ def test_a_resumed_run_is_the_one_that_was_never_stopped(project, capsys, monkey
     assert out.count("epoch ") == 2 and command.startswith("train.py --resume")
     assert project(command) == 0
     assert "epoch 3/4" in capsys.readouterr().out
-    whole, resumed = project.folder / "runs" / "tinyvgg", project.folder / "runs" / "tinyvgg-2"
+    whole, resumed = sorted((project.folder / "runs").iterdir())
     assert (resumed / "history.csv").read_text() == (whole / "history.csv").read_text()
     assert same(weights_of(resumed), weights_of(whole))
     states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, resumed)]
@@ -426,6 +442,30 @@ def test_resume_takes_more_epochs_and_moved_data_but_no_other_settings(project, 
     other = f"--train_dir {project.folder}/other/train --test_dir {project.folder}/other/test"
     with pytest.raises(ValueError, match=r"classes of the run are \['blue', 'red'\], but these images have \['cat'"):
         project(f"train.py --resume {run} {other}")
+
+
+def test_a_checkpoint_that_cannot_be_resumed(project, capsys):
+    assert project(f"{SMALL} --epochs 1") == 0
+    run, builder = project.folder / "runs" / "tinyvgg", project.folder / "model_builder.py"
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    builder.write_text(builder.read_text().replace("_conv_block(input_shape, hidden_units)", "nn.Identity()"))
+    capsys.readouterr()
+
+    def resume():
+        "Resume in a process that knows the new model; the error."
+        with imported(project.folder):
+            assert project.run("train.py", "--resume", run, "--epochs", 2) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith(f"train.py: error: {run / 'checkpoint.pt'} ") and err.count("\n") == 1, err
+        return err
+
+    error = resume()
+    assert "model_builder.py was changed; start a new run. Error" in error and "Unexpected key" in error
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    checkpoint = run / "checkpoint.pt"
+    for length in (0, 100, len(before[checkpoint]) // 2):
+        checkpoint.write_bytes(before[checkpoint][:length])
+        assert "is damaged, or" in resume()
 
 
 def test_the_best_epoch_is_kept(project, monkeypatch, capsys):
@@ -524,7 +564,7 @@ def test_a_damaged_image_in_an_own_folder_read_by_a_worker(project, python, tmp_
     bad.write_bytes(content[:100])
     line = ["--train_dir", "my photos/train", "--test_dir", "my photos/test", "--epochs", 1, "--num_workers", 1]
     done = python(project.folder / "train.py", *line, "--image_size", 16, "--device", "cpu", cwd=tmp_path)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "train.py: error: " in done.stderr and f"cannot read {Path('my photos/train/a cat/0.png')}" in done.stderr
     bad.write_bytes(content)
     assert not (project.folder / "runs").exists(), "the images are checked first"
@@ -540,11 +580,14 @@ def test_mistakes_end_in_one_line(project, capsys):
         "predict.py x.png": "run train.py first",
         f"predict.py x.png --model_file {project.folder}/README.md": "not a model file",
     }.items():
-        error = project.run(*line.split())
-        assert error.startswith(f"{line.split()[0]}: error: ") and message in error, error
-        assert "\n" not in error and capsys.readouterr() == ("", "")
+        assert project.run(*line.split()) == 2
+        out, err = capsys.readouterr()
+        assert err.startswith(f"{line.split()[0]}: error: ") and message in err, err
+        assert err.count("\n") == 1 and out == ""
     assert project("train.py --epochs 0") == 2
     assert "invalid whole_number value: '0'" in capsys.readouterr().err.splitlines()[-1]
+    assert project("predict.py x.png --topk -1") == 2
+    assert "invalid whole_number value: '-1'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_mistakes_leave_no_run(project, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -52,10 +52,8 @@ class ImageFolder(Dataset):
     def __init__(self, root: str | Path, transform):
         self.root, self.transform = Path(root), transform
         if not self.root.is_dir(): raise FileNotFoundError(f"no folder {root}")
-        folders = [path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        self.classes = sorted(path.name for path in folders)
-        images = {target: find_images(self.root / name) for target, name in enumerate(self.classes)}
-        self.samples = [(path, target) for target, paths in images.items() for path in paths]
+        self.classes = sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name[0] != ".")
+        self.samples = [(path, k) for k, name in enumerate(self.classes) for path in find_images(self.root / name)]
         if not self.samples: raise ValueError(f"no class folders in {root}; expected {root}/<class>/<image>")
 
     def __len__(self) -> int:
@@ -86,8 +84,9 @@ def create_dataloaders(train_dir, test_dir, transform, batch_size: int, num_work
     test_dataset = ImageFolder(test_dir, test_transform or transform)
     if different := sorted(set(train_dataset.classes) ^ set(test_dataset.classes)):
         raise ValueError(f"classes {different} are in only one of {train_dir} and {test_dir}; make them equal")
-    options = dict(batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    options = dict(batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available(),
+                   generator=torch.Generator().manual_seed(torch.initial_seed()))  # of the workers, not of the order
     if num_workers:  # they stay from epoch to epoch, are no copies of a process with threads, cannot hang for ever
         options |= dict(persistent_workers=True, multiprocessing_context="spawn", timeout=120)
-    train_dataloader = DataLoader(train_dataset, shuffle=True, **options)
+    train_dataloader = DataLoader(train_dataset, sampler=RandomSampler(train_dataset), **options)
     return train_dataloader, DataLoader(test_dataset, **options), train_dataset.classes

@@ -3,6 +3,7 @@
 Draws circles, squares and triangles, in a second and without a network. The idea is that of
 nbs/2_data/23_food_shapes.ipynb of pytorch_course; `pytorch-course scaffold --with_food_shapes` adds its pizzas.
 """
+import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,13 +41,12 @@ def main():
         from food_shapes import write_food_shapes as write_images  # only there when you asked for it
     except ModuleNotFoundError:
         write_images = write_shapes
-    if not (DATA / "train").exists() and not (DATA / "test").exists():
-        DATA.mkdir(exist_ok=True)
-        with TemporaryDirectory(prefix=".", dir=DATA) as temporary:  # complete, or not there
-            drawn = write_images(Path(temporary) / "new")
-            for split in ("test", "train"):
-                (drawn / split).rename(DATA / split)
+    if not DATA.exists():
+        with TemporaryDirectory(prefix=".", dir=DATA.parent) as temporary:
+            write_images(Path(temporary) / "new").rename(DATA)  # complete, or not there
     counts = [len(list((DATA / split).glob("*/*"))) for split in ("train", "test")]
+    if not all(counts):
+        argparse.ArgumentParser().exit(2, f"get_data.py: error: {DATA} lacks train or test images; move it away\n")
     print(f"{DATA}: {counts[0]} training and {counts[1]} test images")
 
 

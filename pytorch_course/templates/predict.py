@@ -26,7 +26,7 @@ def main() -> int:
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image files of any size and kind, or folders of them")
     add("--model_file", type=Path, help="or run folder, made by train.py (default: the newest run)")
-    add("--topk", type=int, default=1, help="show the K most probable classes (default: 1)")
+    add("--topk", type=utils.whole_number, default=1, help="show the K most probable classes (default: 1)")
     add("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu, the fastest for a few images)")
     args = parser.parse_args()
     device = utils.pick_device(args.device)
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
-        sys.exit(f"predict.py: error: {error}")
+        argparse.ArgumentParser().exit(2, f"predict.py: error: {error}\n")

@@ -21,12 +21,6 @@ HERE = Path(__file__).resolve().parent
 CHANGEABLE = {"num_epochs", "num_workers", "device", "train_dir", "test_dir", "resume"}  # when a run is resumed
 
 
-def whole_number(text: str) -> int:
-    "Convert a flag: 1 or more."
-    if int(text) < 1: raise ValueError
-    return int(text)
-
-
 def read_arguments() -> argparse.Namespace:
     "The settings from the command line; with --resume those of that run, and what was given besides."
     parser = argparse.ArgumentParser(description="Train an image classifier.", allow_abbrev=False,
@@ -35,11 +29,11 @@ def read_arguments() -> argparse.Namespace:
     add("--train_dir", type=Path, default=HERE / "data" / "train", help="folder of class folders to train on")
     add("--test_dir", type=Path, default=HERE / "data" / "test", help="folder of class folders to test on")
     add("--model", choices=model_builder.MODELS, default="tinyvgg", help="which network")
-    add("--hidden_units", type=whole_number, default=10, help="channels of TinyVGG's convolutions")
-    add("--image_size", type=whole_number, default=64, help="height and width in pixels")
+    add("--hidden_units", type=utils.whole_number, default=10, help="channels of TinyVGG's convolutions")
+    add("--image_size", type=utils.whole_number, default=64, help="height and width in pixels")
     add("--augment", action="store_true", help="flip and shift the training images at random")
-    add("--num_epochs", "--epochs", type=whole_number, default=5, help="passes over the training images")
-    add("--batch_size", type=whole_number, default=32, help="images per step")
+    add("--num_epochs", "--epochs", type=utils.whole_number, default=5, help="passes over the training images")
+    add("--batch_size", type=utils.whole_number, default=32, help="images per step")
     add("--learning_rate", "--lr", type=float, default=0.001, help="step size of Adam, or the largest of its schedule")
     add("--schedule", choices=["none", "cosine", "onecycle"], default="none", help="how the learning rate changes")
     add("--seed", type=int, default=42, help="same seed, same run")
@@ -98,8 +92,7 @@ def main():
     results = utils.load_checkpoint(run / "checkpoint.pt", parts)["results"] if is_begun else None
     utils.write_file(run / "config.json", lambda file: file.write(as_json(args, class_names).encode()))
     counts = f"{len(train_dataloader.dataset)} training and {len(test_dataloader.dataset)} test images"
-    counts += f" ({shared} are training images, too)" if shared else ""
-    print(f"{run}: {counts} of {len(class_names)} classes, on {device}")
+    print(f"{run}: {counts} ({shared} in both) of {len(class_names)} classes, on {device}")
 
     def save(results):
         if results["test_loss"][-1] == min(results["test_loss"]):  # the best epoch so far
@@ -115,8 +108,7 @@ def main():
             scheduler=scheduler, seed=args.seed, results=results, callbacks=[save])
     except KeyboardInterrupt:
         command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
-        print(f"\ninterrupted; go on with: {command}", file=sys.stderr)
-        sys.exit(130)
+        argparse.ArgumentParser().exit(130, f"\ninterrupted; go on with: {command}\n")
     if (lowest := min(results["test_loss"])) > 2 * math.log(len(class_names)):  # guessing has half of it
         raise ValueError(f"the run diverged, its lowest test loss is {lowest:.3g}; use a lower --lr")
     best = results["test_loss"].index(lowest)
@@ -127,4 +119,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:  # of a worker, the last line is what matters
-        sys.exit(f"train.py: error: {str(error).strip().splitlines()[-1]}")
+        argparse.ArgumentParser().exit(2, f"train.py: error: {str(error).strip().splitlines()[-1]}\n")

@@ -17,6 +17,12 @@ from model_builder import MODELS
 FORMAT = "pytorch_course model 2"  # `pytorch-course predict` reads these files, too
 
 
+def whole_number(text: str) -> int:
+    "Convert a flag: 1 or more."
+    if int(text) < 1: raise ValueError
+    return int(text)
+
+
 def pick_device(name: str = "auto") -> torch.device:
     "The device of that name; `auto` is the best one there is. Raises `ValueError` when it does not work."
     best = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -66,10 +72,14 @@ def save_checkpoint(path: Path, parts: dict, **values):
 
 
 def load_checkpoint(path: Path, parts: dict) -> dict:
-    "Put the states back into `parts`; returns the plain values as well."
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in parts.items():
-        part.load_state_dict(content[name])
+    "Put the states back into `parts`; returns the plain values as well. Raises `ValueError` if they do not fit."
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+    except Exception as error:  # damaged files fail in many ways
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged, or model_builder.py was changed; start a new run. {reason}") from None
     return content
 
 
@@ -89,10 +99,9 @@ def load_model(path: str | Path, device="cpu"):
     if not path.is_file(): raise FileNotFoundError(f"no model file at {path}; train.py makes one")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        info, weights = content["info"], content["state_dict"]
+        info, weights, name = content["info"], content["state_dict"], content["info"]["architecture"]
     except Exception:  # damaged files fail in many ways
         raise ValueError(f"{path} is not a model file of train.py, or it is damaged") from None
-    name = info["architecture"]
     try:
         model = MODELS[name](**info["model_kwargs"])
         model.load_state_dict(weights)
