@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from tqdm import tqdm
-from .files import progress_bar_options, remove_stale_files, temporary_folder
+from .files import progress_bar_options, temporary_folder
 from .system import free_disk_space
 
 # %% ../nbs/2_data/21_archives.ipynb #69094003
@@ -105,10 +105,8 @@ def _extract(members: Iterable[_Member], open_member: Callable[[Any], Any], path
     visible = [member for member in checked if not re.search(r"(^|/)(__MACOSX(/|$)|\.)", member.name)]
     chosen = [member for member in visible if wanted is None or wanted(member.name)]
     is_new = not os.path.lexists(folder)
-    if not is_new:
-        if not folder.is_dir(): raise ArchiveError(f"{folder} is not a folder; unpack into a new folder")
-        remove_stale_files(folder, include_own=False)
-        if os.listdir(folder): raise ArchiveError(f"{folder} is not empty; unpack into a new folder")
+    if not is_new and (not folder.is_dir() or os.listdir(folder)):
+        raise ArchiveError(f"{folder} is not an empty folder; unpack into a new one")
     with temporary_folder(folder if is_new else folder/"unpacked") as fresh:
         _unpack(chosen, open_member, fresh, path.name)
         if is_new:
@@ -143,13 +141,20 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
         is_folder = entry.filename.endswith(("/", "\\"))
         yield _Member(entry.orig_filename, is_folder, entry.file_size, total, problem, entry)
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    "Names in UTF-8, though many programs do not say that they are; else in the code page of MS-DOS."
+    try:
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
+
 def extract_zip(
     path: str | Path,  # zip file
     folder: str | Path,  # a new folder, or an empty one
 ):
     "Unpack a zip file, all of it or nothing, but no hidden files. Raises `ArchiveError`; `OSError` for a full disk."
     path, folder = Path(path), Path(folder)
-    with _explain_errors(path), zipfile.ZipFile(path) as archive:
+    with _explain_errors(path), _open_zip(path) as archive:
         _extract(_zip_members(archive), archive.open, path, folder)
 
 # %% ../nbs/2_data/21_archives.ipynb #1b6ab6fa

@@ -146,8 +146,7 @@ def count_batches(trainer, callback: Callback) -> int:
     try:
         return len(trainer.train_dataloader)
     except TypeError:  # also that of a `DataLoader` of a stream
-        needs = "needs a training dataloader with a length, to know the last batch"
-        raise ValueError(f"{type(callback).__name__} {needs}") from None
+        raise ValueError(f"{type(callback).__name__} needs a dataloader with a length") from None
 
 class GradientAccumulation(Callback):
     """Update the weights once for several batches, exactly as if they were one large batch, whatever their sizes.

@@ -123,6 +123,9 @@ def run_command(
     "Parse, call the function, and say in one line what went wrong."
     given = vars(parser.parse_args(_with_underscores(sys.argv[1:] if argv is None else argv)))
     run, name = given.pop("run"), f"{parser.prog} {given.pop('command')}"
+    for flag, value in given.items():
+        if value in ("", [""]):
+            parser.error(f"{flag} must not be empty")
     def show_warning(message, *_, **__):  # not the place in the code, which only helps those who can change it
         print(f"{parser.prog}: warning: {user_message(message)}", file=sys.stderr)
     try:

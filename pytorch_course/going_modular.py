@@ -43,26 +43,25 @@ def get_data(
     print(f"{folder}: {' and '.join(counts)} files in {len(classes)} classes")
 
 # %% ../nbs/06_going_modular.ipynb #467f9c03
-def _known_transform(args: SimpleNamespace):
-    "How images must be prepared: of a resumed run and for pretrained weights that is known."
-    from pytorch_course import images, transfer_weights
-    if args.resume: return images.ImageTransform(**runs.read_config(args.resume)["transform"])
-    if args.pretrained: return transfer_weights.open_pretrained(args.model, args.pretrained)[2]
-    return None
-
 def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     "The dataloaders of the parts, the description of the model, and the model."
-    from pytorch_course import data, image_cache, save_load, transfer_weights
+    from pytorch_course import data, image_cache, images, save_load, transfer_weights
     sizes = (args.hidden_units, args.image_size)
     runs.choose_model(args.model, 3, 2, *sizes)  # find a wrong name before any data
     config = runs.find_data(vars(args))
     parts = runs.open_parts(config | {"seed": args.seed})
     channels, names = data.infer_channels(parts.train), parts.train.classes
+    pretrained, known = args.pretrained, None  # known: how images must be prepared
+    if args.resume:
+        known = images.ImageTransform(**runs.read_config(args.resume)["transform"])
+        pretrained = None  # the checkpoint has the weights
+    elif pretrained:
+        known = transfer_weights.open_pretrained(args.model, pretrained)[2]
     architecture, kwargs, transform = runs.choose_model(
-        args.model, channels, len(names), *sizes, _known_transform(args))
+        args.model, channels, len(names), *sizes, known)
     options: dict = dict(cache=not args.no_cache, draft=args.draft)
     found = [part for part in (parts.train, parts.test, parts.valid) if part is not None]
-    sets = [image_cache.CachedImageFolder(images, transform, **options) for images in found]
+    sets = [image_cache.CachedImageFolder(part, transform, **options) for part in found]
     image_cache.decode_datasets(*sets, skip_damaged=args.skip_damaged)
     options = dict(batch_size=args.batch_size, num_workers=args.num_workers, seed=args.seed)
     options |= dict(collate_fn=image_cache.collate_batch)
@@ -71,7 +70,6 @@ def _prepare(args: SimpleNamespace) -> SimpleNamespace:
     split = f", split by seed {args.seed}" if parts.train.part else ""
     kind = f"{'gray' if channels == 1 else 'color'} ({min(100, len(parts.train))} looked at)"
     info = save_load.ModelInfo(architecture, kwargs, names, transform)
-    pretrained = None if args.resume else args.pretrained  # the checkpoint has the weights
     model, text = transfer_weights.start_model(info, pretrained, args.freeze)
     size = (transform.channels, transform.image_size, transform.image_size)
     failed = f"{args.model} does not fit images of shape {size} and {len(names)} classes"
@@ -160,8 +158,7 @@ def _train(args: SimpleNamespace):
     args.device = tensors.pick_device(args.device)
     tensors.seed_everything(args.seed)
     parts = _prepare(args)
-    config |= parts.config | {"name": parts.name, "device": str(args.device)}
-    config["transform"] = parts.info.to_dict()["transform"]
+    config |= parts.config | {"device": str(args.device), "transform": vars(parts.info.transform)}
     if args.augment:
         padding = parts.info.transform.image_size // 8  # 4 of 32 pixels, as is usual
         parts.train.dataset.augment = augmentation.RandomFlipCrop(padding)

@@ -81,7 +81,7 @@ def draw_graph(
     params: Mapping[str, Tensor] | nn.Module | None = None,  # tensors by name, or a model
     *,
     max_nodes: int = 40,  # the most nodes that are drawn, the last ones; a note counts the others
-) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
+) -> GraphDrawing:  # shows itself in a notebook; its `svg` is the text of a file
     """Draw what autograd recorded for `output`: leaves at the top, operations, the result at the bottom.
 
     Gradients are shown where there are any; tensors in `params` that play no part are listed below.

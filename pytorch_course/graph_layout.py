@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from html import escape
-from pathlib import Path
 from statistics import fmean
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #143c7b04
@@ -89,22 +88,12 @@ def _write_svg(layers, description):
 
 @dataclass(frozen=True)
 class GraphDrawing:
-    "A drawing that shows itself in a notebook and can be saved as a file."
+    "A drawing that shows itself in a notebook; `svg` is the text of a file."
     svg: str = field(repr=False)  # the drawing
     description: str  # the same in words
 
     def _repr_svg_(self) -> str:
         return self.svg
-
-    def save(
-        self,
-        path: str | Path,  # where to write; the name must end in `.svg`
-    ) -> Path:  # the file that was written
-        "Write the drawing to a file. Raises `ValueError` when the name does not end in `.svg`."
-        if Path(path).suffix.lower() != ".svg":
-            raise ValueError(f"a drawing is saved as SVG, got {str(path)!r}: choose a name that ends in .svg")
-        Path(path).write_text(self.svg, encoding="utf-8")
-        return Path(path)
 
 # %% ../nbs/3_training/30_graph_layout.ipynb #15d0ef7f
 def _assign_layers(nodes):
@@ -151,11 +140,10 @@ def draw_nodes(
     description: str,  # the drawing in words, for people who listen to the page
     notes: Iterable[GraphNode] = (),  # nodes without arrows, shown below the graph
     max_nodes: int = 40,  # the most nodes that are drawn, the last ones; a note counts the others
-) -> GraphDrawing:  # shows itself in a notebook; has `save(path)`
+) -> GraphDrawing:  # shows itself in a notebook; its `svg` is the text of a file
     "Draw a graph, its leaves at the top. Raises `ValueError` for no nodes, and for one before its inputs."
-    if max_nodes < 1: raise ValueError(f"max_nodes must be 1 or more, got {max_nodes}")
     nodes, copies = list(nodes), {}
-    if not nodes: raise ValueError("there is nothing to draw: the list of nodes is empty")
+    if not nodes or max_nodes < 1: raise ValueError(f"nothing to draw: {len(nodes)} nodes, max_nodes={max_nodes}")
     left_out = nodes[:-max_nodes]
     others = Counter(node.kind for node in left_out)
     note = GraphNode("note", [("title", f"… {others['op']} more operations, {others['leaf']} more leaves")])

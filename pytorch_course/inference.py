@@ -36,12 +36,16 @@ def _find_model(name: str) -> Path:
 # %% ../nbs/4_tools/50b_inference.ipynb #2c9c9573
 def _find_images(paths: list[str]) -> list[str]:
     "Files as they are, folders as the images in them, sorted. Raises `ValueError` if there is none."
-    from pytorch_course.data import find_images
+    from pytorch_course.data import describe_skipped, find_images
+    skipped: Counter[str] = Counter()
     for path in paths:
         _refuse_address(path)
         if path.lower().endswith(".zip"): raise ValueError(f"{path} is an archive; unpack it, then give its folder")
-    found = [image for path in paths for image in (find_images(path, Counter()) if os.path.isdir(path) else [path])]
-    if not found: raise ValueError(f"no images in {', '.join(paths)}; expected files such as .jpg or .png")
+    found = [image for path in paths for image in (find_images(path, skipped) if os.path.isdir(path) else [path])]
+    what = describe_skipped(skipped)
+    if not found: raise ValueError(f"no images in {', '.join(paths)}; skipped: {what or 'nothing'}")
+    if skipped:
+        print(f"pytorch-course predict: skipped {what}", file=sys.stderr)
     return found
 
 # %% ../nbs/4_tools/50b_inference.ipynb #bb43eb42
@@ -106,12 +110,13 @@ def _open_test_images(config: dict, info, data: str | None, test_dir: str | None
     place = test_dir
     if data is not None:
         parts = folders.find_parts(datasets.get_data(data, root))
-        place = parts.get("test") or parts.get("valid") or parts.get("all")
+        place = parts.get("test") or parts.get("valid") or parts.get("all") or parts["train"]
     elif place is None and not config:
         raise ValueError("no run beside the model that names test images; give --data or --test_dir")
     if place and config.get("test_share") and os.path.realpath(place) == config["train_dir"]:
         place = None  # the run has split this folder; the other images were trained on
-    dataset = folders.ImageFolder(place or open_parts(config).test, info.transform)
+    place = place or config.get("test_dir") or open_parts(config).test
+    dataset = folders.ImageFolder(place, info.transform)
     places = {name: index for index, name in enumerate(info.class_names)}
     if unknown := sorted({*dataset.classes} - {*places}):
         known = f"it knows {len(places)} classes, such as {info.class_names[:10]}"

@@ -38,8 +38,7 @@ class LRRangeTest:
         "The learning rate where the loss falls most steeply. Raises `ValueError` if it never fell."
         falling = self.smoothed[: self.smoothed.argmin() + 1]
         if len(falling) < 2:
-            tried = f"between {self.lrs[0]:g} and {self.lrs[-1]:g}"
-            raise ValueError(f"the loss never fell {tried}; start lower, or look for a bug in the model")
+            raise ValueError(f"the loss never fell between {self.lrs[0]:g} and {self.lrs[-1]:g}; start lower")
         return self.lrs[int(falling.diff().argmin())]  # equally spaced on a log scale: differences are slopes
 
     def plot(self):

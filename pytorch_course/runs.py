@@ -23,6 +23,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from . import __version__
 from .command_line import user_message
+from .files import atomic_write
 
 # %% ../nbs/4_tools/50_runs.ipynb #34fe8be1
 def _has_checkpoint(folder: Path) -> bool:
@@ -64,7 +65,6 @@ _DATA = ("name", "data", *_FOLDERS.values(), "valid_share", "test_share")
 def write_config(folder: Path, config: dict):
     "Write the settings of a run and versions to `config.json` atomically, folders as absolute paths."
     import torch
-    from pytorch_course.files import atomic_write
     versions = {"pytorch_course": __version__, "torch": torch.__version__, "python": platform.python_version()}
     folders = {name: str(Path(config[name]).resolve()) for name in _FOLDERS.values() if config.get(name)}
     config = {**config, **folders, "versions": versions}
@@ -146,7 +146,6 @@ def find_data(
     from pytorch_course.data import find_parts
     from pytorch_course.get_data import get_data
     data, train_dir, test_dir, resume, *shares = map(settings.get, (*_PLACES, "resume", "valid_share", "test_share"))
-    if "" in (data, train_dir, test_dir): raise ValueError("--data, --train_dir and --test_dir must not be empty")
     if data is not None and (train_dir or test_dir): raise ValueError("give either --data or --train_dir, not both")
     if test_dir and not train_dir: raise ValueError("--test_dir goes together with --train_dir, which is missing")
     saved = read_config(resume) if resume else {}
@@ -236,7 +235,6 @@ def save_run(
 ) -> int:  # the epoch of the model
     "Write history.csv, curves.png, config.json, then model.pt. Raises `ValueError` if its loss is not finite."
     import pandas as pd
-    from pytorch_course.files import atomic_write
     from pytorch_course.plots import plot_loss_curves
     from pytorch_course.save_load import save_model
     table = pd.DataFrame(history)

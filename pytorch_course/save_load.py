@@ -18,7 +18,7 @@ from . import __version__
 from .images import ImageTransform, open_image
 from .model import build_model, list_models
 from .weights_files import ModelFileError, explain_file_errors
-from .weights_files import read_weights_file, write_weights_file
+from .weights_files import read_weights_file, to_plain_values, write_weights_file
 
 # %% ../nbs/05_save_load.ipynb #b98d7e8b
 @dataclass
@@ -78,7 +78,7 @@ def _plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     "The tensors on the CPU, under the names that the model has without wrappers."
     while isinstance(model, _WRAPPERS) or hasattr(model, "_orig_mod"):
         model = getattr(model, "_orig_mod", None) or getattr(model, "module")
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {name: to_plain_values(x.cpu(), name) for name, x in model.state_dict().items()}
     return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
 def check_description(model: nn.Module, info: ModelInfo, message: str) -> dict[str, torch.Tensor]:

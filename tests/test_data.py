@@ -115,7 +115,7 @@ def test_what_is_no_data_set_is_not_taken_for_one(tmp_path):
     assert find_parts(tmp_path / "vehicles") == {"all": tmp_path / "vehicles"}
     make_photos(tmp_path / "two" / "val")
     make_photos(tmp_path / "two" / "valid")
-    with pytest.raises(ValueError, match="two valid folders"):
+    with pytest.raises(ValueError, match="both are valid; rename one"):
         find_parts(tmp_path / "two")
 
 

@@ -455,7 +455,7 @@ def test_damaged_and_malicious_archives(folder, kind):
         "points outside the archive",
         "is a link or a device, not a file",
         "two files have the same name,",
-        "is not empty; unpack into a new folder",
+        "is not an empty folder; unpack into a new one",
         "and  are the same name on some systems",
         "unpacks to  bytes or more from",
     }

@@ -370,6 +370,7 @@ def test_a_second_run_does_not_replace_the_first(project):
     assert sorted(path.name for path in before) == ["checkpoint.pt", "config.json", "history.csv", "model.pt"]
     with pytest.raises(ValueError, match="the run diverged"):
         project(f"{SMALL} --lr 1000 --epochs 1")
+    assert not (runs / "tinyvgg-2" / "model.pt").exists()
     assert project(f"{SMALL} --model cifar10net --epochs 1") == 0
     assert sorted(path.name for path in runs.iterdir()) == ["cifar10net", "tinyvgg", "tinyvgg-2"]
     assert {path: path.read_bytes() for path in (runs / "tinyvgg").iterdir()} == before

@@ -255,7 +255,7 @@ def test_a_further_fit_of_the_same_trainer_goes_on(tmp_path):
 
 
 def test_a_schedule_needs_a_length():
-    with pytest.raises(ValueError, match="OneCycle needs a training dataloader with a length"):
+    with pytest.raises(ValueError, match="OneCycle needs a dataloader with a length"):
         fit(linear(), DataLoader(Stream(), 4), schedule="onecycle", **QUIET)
 
 

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -219,6 +220,36 @@ def test_a_run_that_stopped_at_once_does_not_say_how_to_resume():
     with pytest.raises(KeyboardInterrupt) as stopped, runs.open_run("pets") as folder:
         raise KeyboardInterrupt("stopped at once")
     assert str(stopped.value) == "stopped at once" and not folder.exists()
+
+
+@pytest.mark.parametrize("words", [
+    ["evaluate", "mine", "--test_dir", ""], ["evaluate", "mine", "--data", ""], ["predict", "", "pets"],
+    ["predict", "mine", ""], [*PETS, "--pretrained", ""], [*PETS, "--out", ""], ["get-data", ""],
+    ["doctor", "--data", ""],
+])
+def test_an_empty_word_is_never_a_default(words):
+    assert "must not be empty" in refused(*words)
+
+
+def test_evaluate_needs_only_the_images_that_it_measures():
+    train("--out", "mine")
+    whole = command("evaluate", "mine")[1].splitlines()[0]
+    shutil.copytree("pets/test", "other/train")
+    assert command("evaluate", "mine", "--data", "other")[1].splitlines()[0] == whole  # class folders, called train
+    shutil.rmtree("pets/train")
+    assert command("evaluate", "mine")[1].splitlines()[0] == whole
+
+
+def test_predict_names_the_files_that_it_left_out():
+    train("--out", "mine")
+    Path("phone").mkdir()
+    for name in ("a.heic", "b.txt"):
+        Path("phone", name).write_text("x")
+    line = refused("predict", "mine", "phone")
+    assert "no images in phone; skipped: *.heic (1, needs pillow-heif), *.txt (1)" in line
+    shutil.copy("pets/test/cat/0.png", "phone")
+    status, out, err = command("predict", "mine", "phone")
+    assert (status, out.count("\n")) == (0, 1) and "skipped *.heic (1, needs pillow-heif), *.txt (1)" in err
 
 
 def test_two_runs_at_the_same_moment_do_not_share_a_folder():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -170,5 +171,23 @@ def test_27_the_scripts_check_the_images_first(tmp_path):
     assert "2 damaged images" in error and all(str(path) in error for path in damaged), error
     for path in damaged:
         path.unlink()
-    assert "13 test images" not in (out := run(*flags).stdout) and "(1 are training images, too)" in out
+    assert "13 test images" not in (out := run(*flags).stdout) and "(1 in both)" in out
     assert run("predict.py", "nosuch.png").stderr.endswith("cannot read nosuch.png: No such file or directory\n")
+
+
+class Unmarked(zipfile.ZipInfo):
+    "As `zip` on Linux and the Finder of macOS write names: UTF-8, without the mark that says so."
+    def _encodeFilenameFlags(self):
+        return self.filename.encode(), self.flag_bits & ~0x800
+
+
+def test_names_in_a_zip_without_a_mark(command, tmp_path):
+    photos = make_photos(tmp_path / "photos", classes=("\u732b", "f\u00f6hn"))
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for path in sorted(photos.rglob("*.png")):
+            archive.writestr(Unmarked(path.relative_to(photos).as_posix()), path.read_bytes())
+    assert zipfile.ZipFile("photos.zip").infolist()[0].flag_bits & 0x800 == 0
+    done = command("get-data", "photos.zip")
+    assert done.status == 0, done.err
+    names = {path.name for path in (tmp_path / "data" / "photos").iterdir() if path.is_dir()}
+    assert names == {"\u732b", "f\u00f6hn"}

@@ -85,7 +85,6 @@ def main():
     model = model_builder.MODELS[args.model](**kwargs).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
     scheduler = make_scheduler(args.schedule, optimizer, args.num_epochs * len(train_dataloader))
-
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     run = args.resume or utils.new_run(HERE / "runs", args.model)
     is_begun = (run / "checkpoint.pt").exists()
@@ -110,6 +109,7 @@ def main():
         command = shlex.join(["python", sys.argv[0], "--resume", str(run)])
         argparse.ArgumentParser().exit(130, f"\ninterrupted; go on with: {command}\n")
     if (lowest := min(results["test_loss"])) > 2 * math.log(len(class_names)):  # guessing has half of it
+        (run / "model.pt").unlink()
         raise ValueError(f"the run diverged, its lowest test loss is {lowest:.3g}; use a lower --lr")
     best = results["test_loss"].index(lowest)
     print(f"saved {run / 'model.pt'}: epoch {best + 1}, test accuracy {results['test_acc'][best]:.1%}")
