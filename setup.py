@@ -23,7 +23,7 @@ setup(
     classifiers=["Intended Audience :: Education", "Programming Language :: Python :: 3"],
     packages=find_packages(include=[f"{settings['lib_name']}*"]),
     package_dir={"": "."},  # an editable install then is a plain path, which editors and type checkers follow
-    package_data={settings["lib_name"]: ["py.typed", "film_reviews.txt", "templates/*"]},
+    package_data={settings["lib_name"]: ["py.typed", "*.pyi", "film_reviews.txt", "templates/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={

@@ -46,48 +46,34 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-__all__ = [  # what can be imported from the package itself
-    "Callback", "ImageTransform", "Trainer", "build_model", "create_cached_dataloaders", "create_dataloaders",
-    "find_splits", "fit", "load_model", "save_model", "train",
-]
-_HOME = {  # the module of each of them; as below
+_HOME = {  # what can be imported from the package itself, and its module; as in `__init__.pyi`
     "create_dataloaders": "data", "find_splits": "data", "create_cached_dataloaders": "image_cache",
     "ImageTransform": "images", "build_model": "model", "save_model": "save_load", "load_model": "save_load",
     "train": "training", "Callback": "hooks", "Trainer": "trainer", "fit": "recipes",
 }
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
-if TYPE_CHECKING:  # for editors and type checkers, which see no `__getattr__` and refuse unknown names
-    from pytorch_course.data import create_dataloaders, find_splits
-    from pytorch_course.hooks import Callback
-    from pytorch_course.image_cache import create_cached_dataloaders
-    from pytorch_course.images import ImageTransform
-    from pytorch_course.model import build_model
-    from pytorch_course.recipes import fit
-    from pytorch_course.save_load import load_model, save_model
-    from pytorch_course.trainer import Trainer
-    from pytorch_course.training import train
-else:  # a module is imported when it is needed
-    def __getattr__(name: str):
-        "Import a module, or a name of `_HOME`, when somebody asks for it."
-        from importlib import import_module
-        if name in _HOME: return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        if not name.startswith("_") and name in __dir__(): return import_module(f"{__name__}.{name}")
-        message = f"module {__name__!r} has no attribute {name!r}; help({__name__}) shows what there is"
-        if not re.fullmatch("[A-Za-z]\\w*", name): raise AttributeError(message)
-        for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # nothing is imported
-            if not re.search(rf"(?m)^__all__ = \[[^]]*'{name}'", path.read_text(encoding="utf-8")): continue
-            message = f"{name} is in a module: from {__name__}.{path.stem} import {name}"
-            if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":  # it would drop the message
-                raise ImportError(message)
-            break
-        raise AttributeError(message)
+# Editors and type checkers see no `__getattr__`; they read `__init__.pyi`.
+def __getattr__(name: str):
+    "Import a module, or a name of `_HOME`, when somebody asks for it."
+    from importlib import import_module
+    if name in _HOME: return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if not name.startswith("_") and name in __dir__(): return import_module(f"{__name__}.{name}")
+    message = f"module {__name__!r} has no attribute {name!r}; help({__name__}) shows what there is"
+    if not re.fullmatch("[A-Za-z]\\w*", name): raise AttributeError(message)
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # nothing is imported
+        if not re.search(rf"(?m)^__all__ = \[[^]]*'{name}'", path.read_text(encoding="utf-8")): continue
+        message = f"{name} is in a module: from {__name__}.{path.stem} import {name}"
+        if sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":  # it would drop the message
+            raise ImportError(message)
+        break
+    raise AttributeError(message)
 
-    def __dir__() -> list[str]:
-        from pkgutil import iter_modules
-        modules = [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
-        return sorted({*__all__, *modules, *(name for name in globals() if name.startswith("_"))})
+def __dir__() -> list[str]:
+    from pkgutil import iter_modules
+    modules = [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
+    return sorted({*__all__, *modules, *(name for name in globals() if name.startswith("_"))})
 
 class _Package(ModuleType):
     "Python sets each module that was imported as an attribute of its package: the moment to complete its docstrings."
