@@ -173,7 +173,7 @@ def test_pages_of_the_site_can_be_made(tmp_path):
     assert "imports and other code" not in done.stderr, done.stderr
     made = {path.relative_to(copy / "_proc") for path in (copy / "_proc").rglob("*.ipynb")}
     assert made == {path.relative_to(NBS) for path in style.notebooks()}
-    doubled = [path for path in made if "Args:" in (copy / "_proc" / path).read_text(encoding="utf-8")]
+    doubled = [path for path in made if r"Args:\n" in (copy / "_proc" / path).read_text(encoding="utf-8")]
     assert not doubled, "parameters are shown as comments already"
     assert (NBS / "_quarto.yml").resolve() == ROOT / "_quarto.yml"
 
