@@ -21,6 +21,7 @@ from functools import wraps
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from . import __version__
 from .command_line import user_message
 from .files import atomic_write
@@ -205,7 +206,7 @@ def choose_model(
     num_classes: int,
     hidden_units: int,
     image_size: int | None = None,  # `None`: that of the transform, or the model's own
-    transform=None,  # an `ImageTransform`, when it is known how images must be prepared
+    transform: Any = None,  # an `ImageTransform`, when it is known how images must be prepared
 ) -> tuple:  # architecture, its arguments, transform
     "How to build a model for the images, and how to prepare them. `ValueError` if it does not classify images."
     from pytorch_course.images import ImageTransform
