@@ -133,10 +133,3 @@ def test_names_of_the_package():
     code = "import pytorch_course, sys\nassert {'fit', 'Trainer', 'training'} <= set(dir(pytorch_course))\n"
     code += "print('torch' in sys.modules, pytorch_course.training.train.__name__, pytorch_course.Trainer.__name__)"
     assert python(code) == "False train Trainer"
-
-
-def test_the_stub_has_the_names_of_the_package():
-    stub = (PACKAGE / "__init__.pyi").read_text(encoding="utf-8")
-    names = set(re.findall(r"(\w+) as \1\b", stub))
-    code = "import pytorch_course; print(*(name for name in dir(pytorch_course) if not name.startswith('_')))"
-    assert names | {"templates"} == set(python(code).split())

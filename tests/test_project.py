@@ -1,7 +1,6 @@
 """Promises about the source as a whole."""
 import ast
 import importlib
-import inspect
 import json
 import re
 import shutil
@@ -88,20 +87,24 @@ def test_importing_the_package_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def public_modules():
+    return [path.stem for path in (ROOT / "pytorch_course").glob("[a-z]*.py")]
+
+
 def test_package_offers_its_names():
     "At run time and for editors the same names, each from the module that defines it."
-    tree = ast.parse(inspect.getsource(pytorch_course))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    for_editors = {name.name: line.module.split(".")[1] for line in block.body for name in line.names}
-    assert for_editors == pytorch_course._HOME
-    for name, module in for_editors.items():
+    stub = ast.parse((ROOT / "pytorch_course" / "__init__.pyi").read_text(encoding="utf-8"))
+    lines = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    assert {name.asname for line in lines if line.module is None for name in line.names} == set(public_modules())
+    assert {name.asname: line.module for line in lines if line.module for name in line.names} == pytorch_course._HOME
+    for name, module in pytorch_course._HOME.items():
         found = getattr(pytorch_course, name)
         assert found is getattr(importlib.import_module(f"pytorch_course.{module}"), name)
         assert found.__module__ == f"pytorch_course.{module}" and name in dir(pytorch_course)
 
 
 def test_map_of_the_package_names_every_module():
-    modules = [path.stem for path in (ROOT / "pytorch_course").glob("[a-z]*.py")]
+    modules = public_modules()
     nothing(name for name in modules if not re.search(rf"\b{name}\b", pytorch_course.__doc__))
     for name in modules:
         assert getattr(pytorch_course, name).__name__ == f"pytorch_course.{name}"
