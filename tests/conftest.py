@@ -1,9 +1,13 @@
 """Helpers for tests that run the commands as processes."""
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that starts pytest in the background ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Finished:
