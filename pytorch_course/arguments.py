@@ -95,6 +95,8 @@ def check_in_order(dataloader: Iterable):
 # %% ../nbs/3_training/30c_arguments.ipynb #c46865c3
 def unpack_step(result) -> tuple:
     "`(loss, outputs or None, numbers)` of a result. Raises `TypeError` for one that is none of the three kinds."
+    if type(result) is tuple and len(result) == 2 and isinstance(result[0], torch.Tensor) and not result[0].ndim:
+        return (*result, {})  # nearly always, so it has to be fast
     parts = result if isinstance(result, tuple) else (result,)
     loss, outputs, numbers = (*parts, None, None)[:3]
     if len(parts) in (2, 3) and not isinstance(loss, torch.Tensor):
