@@ -44,10 +44,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path/"checkpoints").mkdir()  # can we write there?
-    except FileExistsError:
-        raise ValueError(f"another run has just begun in {path}; start this one again") from None
     except OSError as error:
-        raise ValueError(f"cannot write to {path}: {error.strerror}") from None
+        begun = f"another run has just begun in {path}; start this one again"
+        reason = begun if (path/"checkpoints").is_dir() else f"cannot write to {path}: {error.strerror}"
+        raise ValueError(reason) from None
     try:
         yield path
     except BaseException:
